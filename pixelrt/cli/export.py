@@ -1,0 +1,134 @@
+"""``pixelrt export``: checkpoint to verified bundle."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pixelrt.cli.inspect import describe
+from pixelrt.cli.terminal import note
+from pixelrt.errors import BackendError, CheckpointError
+
+NEEDED = ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "transformers", "safetensors")
+TITLES = {
+    "load": "reading the weights",
+    "reference": "running the samples through PyTorch in fp32",
+    "graphs": "exporting the graphs",
+    "check": "checking the graphs against PyTorch",
+    "receptive field": "measuring the receptive field",
+    "memory": "measuring the memory",
+    "write": "writing the bundle",
+}
+
+
+@click.command("export")
+@click.argument("source", required=False)
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="NAME.pixelrt to write."
+)
+@click.option("--family", help="swin2sr, pix2pix, cyclegan or srgan; found from the weights.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="JSON file with the network's configuration; found from the weights.",
+)
+@click.option(
+    "--random-init",
+    "seed",
+    type=click.IntRange(0),
+    metavar="SEED",
+    help="Build the architecture with random weights, for latency work.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a bundle that exists.")
+@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
+def command(
+    source: str | None,
+    output: Path,
+    family: str | None,
+    config: Path | None,
+    seed: int | None,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Export SOURCE to a bundle: a checkpoint (.safetensors, .pth, .pt, .pth.tar), a Hugging
+    Face folder, or a hub id (the only thing that is ever downloaded).
+
+    Nothing is written unless the ONNX graph reproduces PyTorch. An interrupted export goes
+    on where it was when it is run again.
+    """
+    _require_extra()
+    settings = _read_config(config)
+    from pixelrt.bundle import open_bundle
+    from pixelrt.export.pipeline import export_bundle
+
+    with _Stages(quiet) as stages:
+        export_bundle(
+            source,
+            output,
+            family=family,
+            config=settings,
+            random_seed=seed,
+            overwrite=overwrite,
+            report=stages.begin,
+        )
+    if not quiet:
+        click.echo(describe(open_bundle(output)))
+
+
+def _require_extra() -> None:
+    lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise BackendError(
+            "exporting needs packages that are not installed",
+            found=f"no {', '.join(lacking)}",
+            hint="pip install 'pixelrt[export]'",
+        )
+
+
+def _read_config(path: Path | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as exc:
+        raise CheckpointError(f"{path} is not JSON", found=str(exc)) from exc
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} is no configuration", expected="a JSON object")
+    return config
+
+
+class _Stages:
+    """Tells each stage on standard error as it begins, and how long the last one took."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.start = time.perf_counter()
+        self.number = 0
+        self.open = False
+
+    def begin(self, stage: str) -> None:
+        self._end()
+        self.number += 1
+        self.start = time.perf_counter()
+        self.open = True
+        if not self.quiet:
+            click.echo(f"[{self.number}/{len(TITLES)}] {TITLES[stage]} ... ", err=True, nl=False)
+
+    def _end(self) -> None:
+        if self.open and not self.quiet:
+            note(f"{time.perf_counter() - self.start:.1f} s")
+        self.open = False
+
+    def __enter__(self) -> _Stages:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._end()
+        elif self.open and not self.quiet:
+            note("failed")

@@ -1,0 +1,90 @@
+"""``pixelrt inspect``: what a bundle is."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from pixelrt.bundle import Bundle, Source, encode_manifest, open_bundle
+from pixelrt.cli.terminal import table
+from pixelrt.runtime.load import bundle_path
+from pixelrt.spec import ImageSpec, ReceptiveField, TensorSpec
+
+
+@click.command("inspect")
+@click.argument("bundle")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
+def command(bundle: str, as_json: bool) -> None:
+    """Describe BUNDLE after checking every file against its sha256."""
+    opened = open_bundle(bundle_path(bundle))
+    if as_json:
+        click.echo(encode_manifest(opened.manifest).decode(), nl=False)
+    else:
+        click.echo(describe(opened))
+
+
+def describe(bundle: Bundle) -> str:
+    """A bundle in words, several aligned lines."""
+    manifest = bundle.manifest
+    spec, field = manifest.image, manifest.receptive_field
+    total = sum(entry.bytes for entry in manifest.files.values())
+    worst = max(manifest.fidelity, key=lambda m: m.max_abs)
+    rows = [
+        ("bundle", f"{manifest.name}  ({bundle.root})"),
+        ("family", f"{manifest.family}, variant {manifest.variant}"),
+        ("source", _source(manifest.source)),
+        ("task", f"{spec.task}, {_scale(spec)}, {_channels(spec)}"),
+        ("grid", _grid(spec)),
+        ("tiles", _tiles(field)),
+        ("memory", f"about {manifest.memory.per_pixel} bytes per input pixel"),
+        (
+            "fidelity",
+            f"{worst.max_abs:.1e} worst of {len(manifest.fidelity)} samples against PyTorch "
+            f"({worst.backend}; limit {manifest.tolerance.max_abs:.0e})",
+        ),
+        *(
+            (f"{graph.role} graph", f"{_tensors(graph.inputs)} -> {_tensors(graph.outputs)}")
+            for graph in bundle.component.graphs
+        ),
+        ("size", f"{total / 1e6:.2f} MB in {len(manifest.files)} files, all sha256 match"),
+        ("config", json.dumps(manifest.config)),
+        ("made by", ", ".join(f"{k} {v}" for k, v in manifest.made_by.items())),
+        ("sha256", bundle.sha256),
+    ]
+    return table(rows)
+
+
+def _source(source: Source) -> str:
+    if source.kind == "random":
+        return f"random weights, seed {source.seed}"
+    return f"{source.name}  sha256 {source.sha256[:16]}..."
+
+
+def _scale(spec: ImageSpec) -> str:
+    return "same size" if spec.scale == 1 else f"x{spec.scale}"
+
+
+def _channels(spec: ImageSpec) -> str:
+    names = {1: "grey", 3: "RGB"}
+    return f"{names[spec.channels_in]} -> {names[spec.channels_out]}"
+
+
+def _grid(spec: ImageSpec) -> str:
+    if spec.multiple == 1:
+        return "any size"
+    return (
+        f"multiples of {spec.multiple}, at least {spec.minimum}; other sizes are padded "
+        f"({spec.pad_mode}) and cropped"
+    )
+
+
+def _tiles(field: ReceptiveField) -> str:
+    if field.halo is None:
+        return "none: it normalises with statistics of the whole image"
+    curve = ", ".join(f"{name}: {halo}" for name, halo in field.curve.items())
+    return f"exact with halo {field.halo}, starts on multiples of {field.alignment} ({curve})"
+
+
+def _tensors(specs: list[TensorSpec]) -> str:
+    return ", ".join(str(spec) for spec in specs)

@@ -1,0 +1,160 @@
+"""``pixelrt run``: images through a bundle."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from pixelrt.cli.jobs import Job, plan_jobs
+from pixelrt.cli.options import ByteCount, PixelSize, Tile
+from pixelrt.cli.terminal import note, tile_bar
+from pixelrt.errors import InputError, OutputError, PixelrtError
+from pixelrt.runtime.encode import write_picture
+from pixelrt.runtime.image import Picture, read_picture
+from pixelrt.runtime.load import load
+from pixelrt.runtime.pipelines.image import ImageModel
+from pixelrt.runtime.planning import RunOptions
+
+SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp"}
+MAX_PIXELS = 500_000_000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one run of the verb does with every image."""
+
+    options: RunOptions
+    resize: tuple[int, int] | None
+    quality: int
+    max_pixels: int
+    overwrite: bool
+    quiet: bool
+
+
+@click.command("run")
+@click.argument("bundle")
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File or folder to write.")
+@click.option("--backend", default="auto", show_default=True, help="auto or a backend's name.")
+@click.option("--tile", type=Tile(), default="auto", show_default=True, help="Input pixels.")
+@click.option(
+    "--halo", default="exact", show_default=True, help="exact, input pixels, or e.g. 60dB."
+)
+@click.option("--max-memory", type=ByteCount(), help="Working memory of the network, e.g. 2GB.")
+@click.option(
+    "--pad",
+    type=click.Choice(["grid", "library"]),
+    default="grid",
+    show_default=True,
+    help="Pad as little as possible, or as the original library does.",
+)
+@click.option("--resize", type=PixelSize(), help="Resize the input first, e.g. 256 or 640x480.")
+@click.option("--format", "kind", type=click.Choice(list(SUFFIXES)), help="Output format.")
+@click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True)
+@click.option("--max-pixels", type=click.IntRange(1), default=MAX_PIXELS, show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
+def command(
+    bundle: str,
+    inputs: tuple[Path, ...],
+    output: Path | None,
+    backend: str,
+    kind: str | None,
+    overwrite: bool,
+    quiet: bool,
+    resize: tuple[int, int] | None,
+    quality: int,
+    max_pixels: int,
+    **options: Any,
+) -> int:
+    """Run INPUTS (files or folders) through BUNDLE.
+
+    Folders are searched recursively and keep their structure; outputs that exist are
+    skipped unless --overwrite is given. A failed image does not stop the others.
+    """
+    with load(bundle, backend=backend) as model:
+        tag = f"x{model.scale}" if model.scale > 1 else model.manifest.name
+        jobs = plan_jobs(inputs, output, SUFFIXES[kind] if kind else None, tag)
+        settings = Settings(RunOptions(**options), resize, quality, max_pixels, overwrite, quiet)
+        return run_jobs(model, jobs, settings)
+
+
+def run_jobs(model: ImageModel, jobs: list[Job], settings: Settings) -> int:
+    """Run all jobs; gives the exit code. One job's error is raised, several are counted."""
+    single = len(jobs) == 1
+    failed: list[PixelrtError] = []
+    done = skipped = 0
+    for job in jobs:
+        if job.target.exists() and not settings.overwrite:
+            if single:
+                raise OutputError(f"{job.target} exists", hint="pass --overwrite to replace it")
+            skipped += 1
+            continue
+        try:
+            line = run_job(model, job, settings)
+        except (InputError, OutputError) as exc:
+            if single:
+                raise
+            note(f"pixelrt: {exc}")
+            failed.append(exc)
+            continue
+        done += 1
+        if not settings.quiet:
+            click.echo(line)
+    if not settings.quiet:
+        _summarise(model, done, skipped, len(failed))
+    return max((error.exit_code for error in failed), default=0)
+
+
+def run_job(model: ImageModel, job: Job, settings: Settings) -> str:
+    """One image from file to file; gives the line that tells of it."""
+    start = time.perf_counter()
+    picture = _resized(read_picture(job.source, max_pixels=settings.max_pixels), settings.resize)
+    with tile_bar(job.source.name, enabled=not settings.quiet) as bar:
+        result = model.run_picture(picture, settings.options, bar)
+    if not settings.quiet:
+        for text in picture.notes:
+            note(f"{job.source}: {text}")
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    notes = write_picture(
+        job.target, result, quality=settings.quality, overwrite=settings.overwrite
+    )
+    for text in notes or ():
+        note(f"{job.target}: {text}")
+    seconds = time.perf_counter() - start
+    return f"{job.source} {_size(picture)} -> {job.target} {_size(result)}  {seconds:.2f} s"
+
+
+def _resized(picture: Picture, size: tuple[int, int] | None) -> Picture:
+    """Bicubic, as the image-to-image test scripts resize."""
+    if size is None:
+        return picture
+    from PIL import Image
+
+    def to_size(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        flat = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
+        high = np.asarray(Image.fromarray(flat).resize(size, Image.Resampling.BICUBIC))
+        return high.reshape(*high.shape[:2], *pixels.shape[2:])
+
+    alpha = None if picture.alpha is None else to_size(picture.alpha)
+    return replace(picture, pixels=to_size(picture.pixels), alpha=alpha)
+
+
+def _size(picture: Picture) -> str:
+    height, width = picture.pixels.shape[:2]
+    return f"{width}x{height}"
+
+
+def _summarise(model: ImageModel, done: int, skipped: int, failed: int) -> None:
+    if done:
+        note(f"backend   {model.info}")
+        note(f"fidelity  {'; '.join(model.fidelity.values())}")
+        for passed in model.passed_over:
+            note(f"passed over  {passed}")
+    if skipped or failed:
+        note(f"{done} written, {skipped} skipped because they exist, {failed} failed")

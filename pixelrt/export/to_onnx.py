@@ -1,0 +1,109 @@
+"""The only caller of ``torch.onnx.export``."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch.export import Dim
+
+from pixelrt.bundle import Graph
+from pixelrt.errors import ExportError
+from pixelrt.export.recipe import Network
+from pixelrt.spec import ImageSpec, TensorSpec
+
+OPSET = 18
+WEIGHTS = "weights.bin"
+MAX_SIDE = 2**16
+MAX_BATCH = 2**10
+CORE_IN, CORE_OUT, IMAGE_IN, IMAGE_OUT = "pixels", "output", "image", "result"
+
+
+def export_core(network: Network, folder: Path) -> Graph:
+    """Write ``core.onnx`` and its weights into ``folder``: float32 NCHW, dynamic N, H, W.
+
+    Raises ``ExportError`` where PyTorch cannot turn the network into a graph.
+    """
+    spec = network.image
+    height, width = _example_size(spec)
+    example = torch.rand(2, spec.channels_in, height, width)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                network.graph,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=({0: Dim("N", min=1, max=MAX_BATCH), **_sides(spec)},),
+                input_names=[CORE_IN],
+                output_names=[CORE_OUT],
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as exc:
+        raise ExportError("PyTorch could not export the network", found=str(exc)[:2000]) from exc
+    assert program is not None
+    model = program.model
+    _forget_build_machine(model)
+    out = model.graph.outputs[0]
+    out.shape = ir.Shape(["N", spec.channels_out, *_scaled(spec)])
+    model.graph.inputs[0].shape = ir.Shape(["N", spec.channels_in, "H", "W"])
+    ir.save(model, folder / "core.onnx", external_data=WEIGHTS)
+    return Graph(
+        "core",
+        "graphs/core.onnx",
+        [TensorSpec(CORE_IN, "float32", ("N", spec.channels_in, "H", "W"))],
+        [TensorSpec(CORE_OUT, "float32", ("N", spec.channels_out, *_scaled(spec)))],
+        [f"graphs/{WEIGHTS}"] if (folder / WEIGHTS).is_file() else [],
+        OPSET,
+    )
+
+
+def _example_size(spec: ImageSpec) -> tuple[int, int]:
+    """Different sides, neither of them one step: the exporter specialises on 1."""
+    steps = max(2, -(-spec.minimum // spec.multiple))
+    return spec.multiple * steps, spec.multiple * (steps + 1)
+
+
+def _sides(spec: ImageSpec) -> dict[int, object]:
+    step = spec.multiple
+    low, high = spec.minimum // step, MAX_SIDE // step
+    if step == 1:
+        return {2: Dim("H", min=low, max=high), 3: Dim("W", min=low, max=high)}
+    return {2: step * Dim("h", min=low, max=high), 3: step * Dim("w", min=low, max=high)}
+
+
+def _scaled(spec: ImageSpec) -> tuple[str, str]:
+    return ("H", "W") if spec.scale == 1 else (f"{spec.scale}*H", f"{spec.scale}*W")
+
+
+def _forget_build_machine(model: ir.Model) -> None:
+    """Drop stack traces, which hold paths of the machine that exported."""
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]:
+        value.metadata_props.clear()
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.producer_name = "pixelrt"
+    model.producer_version = None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's own notes off the user's terminal; errors still raise."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,104 @@
+"""onnxruntime on the CPU: the fallback that runs anywhere."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Self
+
+from pixelrt.bundle import Bundle, Graph
+from pixelrt.errors import BackendError, OutOfMemoryError
+from pixelrt.runtime.backends.base import Array, BackendInfo
+from pixelrt.runtime.machine import processor_name, usable_cpus
+from pixelrt.spec import TensorSpec
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+CPU_PROVIDER = "CPUExecutionProvider"
+INSTALL_HINT = "pip install 'pixelrt[cpu]'"
+MEMORY_WORDS = ("bad_alloc", "failed to allocate", "out of memory")
+
+
+class OnnxRuntimeCpu:
+    """All of onnxruntime's CPU kernels, fp32, one thread per usable processor."""
+
+    name = "onnxruntime-cpu"
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads
+
+    def missing(self) -> str:
+        if importlib.util.find_spec("onnxruntime") is None:
+            return f"onnxruntime is not installed; {INSTALL_HINT}"
+        return ""
+
+    def open(self, bundle: Bundle, graph: Graph) -> OnnxRuntimeSession:
+        reason = self.missing()
+        if reason:
+            raise BackendError(f"{self.name} cannot be used", found=reason)
+        return OnnxRuntimeSession(bundle, graph, self.threads or usable_cpus())
+
+
+class OnnxRuntimeSession:
+    """One graph in an onnxruntime session on the CPU."""
+
+    def __init__(self, bundle: Bundle, graph: Graph, threads: int) -> None:
+        import onnxruntime as ort
+
+        self.inputs: tuple[TensorSpec, ...] = tuple(graph.inputs)
+        self.outputs: tuple[TensorSpec, ...] = tuple(graph.outputs)
+        self.info = BackendInfo(
+            OnnxRuntimeCpu.name, ort.__version__, processor_name(), bundle.component.precision
+        )
+        try:
+            self._session: onnxruntime.InferenceSession | None = ort.InferenceSession(
+                str(bundle.path(graph.file)),
+                sess_options=_options(threads),
+                providers=[CPU_PROVIDER],
+            )
+        # onnxruntime's exceptions share no base class below Exception
+        except Exception as exc:
+            raise BackendError(
+                f"onnxruntime could not load {graph.file} of {bundle.root}", found=str(exc)
+            ) from exc
+
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        if self._session is None:
+            raise BackendError("this session is closed")
+        names = [spec.name for spec in self.outputs]
+        try:
+            results = self._session.run(names, dict(feeds))
+        except MemoryError as exc:
+            raise OutOfMemoryError("onnxruntime ran out of memory") from exc
+        except Exception as exc:
+            raise _run_error(exc, feeds) from exc
+        return dict(zip(names, results, strict=True))
+
+    def close(self) -> None:
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _options(threads: int) -> onnxruntime.SessionOptions:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Tiles differ in size from image to image: a recorded memory pattern would pin the
+    # largest one for the life of the session.
+    options.enable_mem_pattern = False
+    return options
+
+
+def _run_error(exc: Exception, feeds: Mapping[str, Array]) -> BackendError:
+    shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feeds.items())
+    if any(word in str(exc).lower() for word in MEMORY_WORDS):
+        return OutOfMemoryError(f"onnxruntime ran out of memory on {shapes}", found=str(exc))
+    return BackendError(f"onnxruntime failed on {shapes}", found=str(exc))

@@ -1,0 +1,247 @@
+"""One network, image in, image out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self, overload
+
+import numpy as np
+
+from pixelrt.bundle import Bundle, GraphRole, Manifest
+from pixelrt.errors import ImageError, UsageError
+from pixelrt.geometry import Size, TilePlan
+from pixelrt.grid import pad_image
+from pixelrt.runtime.backends.base import Array, Backend, BackendInfo, Session
+from pixelrt.runtime.backends.select import BACKENDS, PassedOver, open_session
+from pixelrt.runtime.pipelines.planes import Route, route_planes
+from pixelrt.runtime.planning import RunOptions, plan_image
+from pixelrt.runtime.tiling import Infer, Progress, run_plan
+from pixelrt.runtime.verify import require_verified
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from pixelrt.runtime.image import Picture
+
+PEAKS = {"uint8": 255, "uint16": 65535, "float32": 1}
+
+
+class ImageModel:
+    """A bundle of one image-to-image network, ready to run.
+
+    Call it with a ``PIL.Image`` or an array; the same kind comes back, exactly ``scale``
+    times as large. Arrays are (H, W), (H, W, 1) or (H, W, 3), uint8, uint16, or float32 in
+    [0, 1]; float results are clamped to [0, 1].
+
+    Graphs are loaded at first use, checked against the bundle's reference outputs on this
+    machine and backend, and kept until ``close``. ``fidelity`` then holds the verdict of
+    each graph in words. A context manager. Calls from several threads are safe where the
+    backend's sessions are (onnxruntime's are).
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        backend: str = "auto",
+        verify: bool = True,
+        backends: tuple[Backend, ...] = BACKENDS,
+    ) -> None:
+        self.bundle = bundle
+        self.fidelity: dict[GraphRole, str] = {}
+        self.passed_over: tuple[PassedOver, ...] = ()
+        self._choice = backend
+        self._verify = verify
+        self._backends = backends
+        self._sessions: dict[GraphRole, Session] = {}
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
+
+    @property
+    def scale(self) -> int:
+        return self.manifest.image.scale
+
+    @overload
+    def __call__(
+        self, image: Image.Image, *, progress: Progress | None = None, **options: Any
+    ) -> Image.Image: ...
+
+    @overload
+    def __call__(
+        self, image: Array, *, progress: Progress | None = None, **options: Any
+    ) -> Array: ...
+
+    def __call__(self, image: Any, *, progress: Progress | None = None, **options: Any) -> Any:
+        """Run an image; ``options`` are the fields of ``RunOptions``."""
+        chosen = run_options(options)
+        if isinstance(image, np.ndarray):
+            return self.run_array(image, chosen, progress)
+        from pixelrt.runtime.image import picture_from_pil, picture_to_pil
+
+        return picture_to_pil(self.run_picture(picture_from_pil(image), chosen, progress))
+
+    def run_picture(
+        self, picture: Picture, options: RunOptions, progress: Progress | None = None
+    ) -> Picture:
+        """Run a decoded picture; metadata and format stay, alpha is scaled along."""
+        pixels = self.run_array(picture.pixels, options, progress)
+        if picture.alpha is None:
+            return replace(picture, pixels=pixels)
+        return replace(picture, pixels=pixels, alpha=self._run_alpha(picture.alpha, options))
+
+    def run_array(
+        self, array: Array, options: RunOptions | None = None, progress: Progress | None = None
+    ) -> Array:
+        """Run (H, W), (H, W, 1) or (H, W, 3) of a supported dtype; see the class."""
+        options = options or RunOptions()
+        pixels = check_array(array)
+        size = Size(*pixels.shape[:2])
+        plan = plan_image(size, self.manifest, options)
+        high = size.scaled(self.scale)
+        route = route_planes(pixels, self.manifest.image, high.height, high.width)
+        infer = self._infer_image if pixels.dtype == np.uint8 else self._infer_wide
+        self._run(infer, route, plan, progress)
+        return (
+            route.result[..., 0] if array.ndim == 2 and route.result.shape[2] == 1 else route.result
+        )
+
+    def run_core(self, images: Array, options: RunOptions | None = None) -> Array:
+        """(N, channels_in, H, W) float32 in [0, 1] through the float graph, not clamped.
+
+        Gives (N, channels_out, scale*H, scale*W) float32.
+        """
+        spec = self.manifest.image
+        if images.dtype != np.float32 or images.ndim != 4 or images.shape[1] != spec.channels_in:
+            raise ImageError(
+                "this is no batch for the float graph",
+                found=f"{images.dtype} {images.shape}",
+                expected=f"float32 (N, {spec.channels_in}, H, W)",
+            )
+        size = Size(*images.shape[2:])
+        plan = plan_image(size, self.manifest, options or RunOptions())
+        high = size.scaled(self.scale)
+        out = np.empty((len(images), spec.channels_out, high.height, high.width), np.float32)
+        rows = images.transpose(0, 2, 3, 1)
+        route = Route(rows, lambda values: values, out.transpose(0, 2, 3, 1), out)
+        self._run(self._infer_core, route, plan, None)
+        return out
+
+    def plan(self, height: int, width: int, **options: Any) -> TilePlan:
+        """The tile plan that a call with an image of this size would use."""
+        return plan_image(Size(height, width), self.manifest, run_options(options))
+
+    def session(self, role: GraphRole = "image") -> Session:
+        """The session of a graph, loaded and verified at first use."""
+        if role not in self._sessions:
+            session, self.passed_over = open_session(
+                self.bundle, role, self._choice, self._backends
+            )
+            try:
+                if self._verify:
+                    self.fidelity[role] = require_verified(self.bundle, session, role)
+                else:
+                    self.fidelity[role] = "not verified, as asked"
+            except BaseException:
+                session.close()
+                raise
+            self._sessions[role] = session
+        return self._sessions[role]
+
+    @property
+    def info(self) -> BackendInfo:
+        """What runs the image graph; loads it if need be."""
+        return self.session().info
+
+    def close(self) -> None:
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _run(self, infer: Infer, route: Route, plan: TilePlan, progress: Progress | None) -> None:
+        padded = pad_image(route.image, plan.image, self.manifest.image.pad_mode)
+        run_plan(
+            lambda tiles: route.keep(infer(tiles)),
+            padded,
+            plan,
+            route.out,
+            scale=self.scale,
+            progress=progress,
+        )
+
+    def _infer_image(self, tiles: Array) -> Array:
+        session = self.session("image")
+        return session.infer({session.inputs[0].name: tiles})[session.outputs[0].name]
+
+    def _infer_core(self, tiles: Array) -> Array:
+        session = self.session("core")
+        feed = np.ascontiguousarray(tiles.transpose(0, 3, 1, 2))
+        result = session.infer({session.inputs[0].name: feed})[session.outputs[0].name]
+        return result.transpose(0, 2, 3, 1)
+
+    def _infer_wide(self, tiles: Array) -> Array:
+        """uint16 or float32 tiles through the float graph, in their own range again."""
+        peak = PEAKS[tiles.dtype.name]
+        values = self._infer_core(tiles.astype(np.float32) * np.float32(1 / peak))
+        values = np.clip(values, 0, 1)
+        return values if peak == 1 else np.rint(values * peak).astype(tiles.dtype)
+
+    def _run_alpha(self, alpha: Array, options: RunOptions) -> Array:
+        if self.scale == 1:
+            return alpha
+        if self.manifest.image.task == "super-resolution":
+            return self.run_array(alpha, options)
+        from PIL import Image
+
+        size = (alpha.shape[1] * self.scale, alpha.shape[0] * self.scale)
+        return np.asarray(Image.fromarray(alpha).resize(size, Image.Resampling.LANCZOS))
+
+
+def run_options(values: dict[str, Any]) -> RunOptions:
+    """``RunOptions`` from keyword arguments. Raises ``UsageError`` for unknown names."""
+    unknown = set(values) - set(RunOptions.__dataclass_fields__)
+    if unknown:
+        raise UsageError(
+            f"unknown option {', '.join(sorted(unknown))}",
+            expected=", ".join(RunOptions.__dataclass_fields__),
+        )
+    return RunOptions(**values)
+
+
+def check_array(array: Array) -> Array:
+    """(H, W, C) of a supported kind, or ``ImageError`` saying what was found."""
+    pixels = array[..., None] if array.ndim == 2 else array
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
+        raise ImageError(
+            "this array is no image",
+            found=f"shape {array.shape}",
+            expected="(H, W), (H, W, 1) or (H, W, 3), at least one pixel",
+            hint="pass a PIL.Image to have transparency handled",
+        )
+    if pixels.dtype.name not in PEAKS:
+        raise ImageError(
+            "this array has an unsupported type",
+            found=str(array.dtype),
+            expected="uint8, uint16, or float32 in [0, 1]",
+        )
+    if pixels.dtype == np.float32:
+        _check_range(pixels)
+    return pixels
+
+
+def _check_range(pixels: Array) -> None:
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= -1.0 and high <= 2.0):
+        raise ImageError(
+            "this float image is out of range",
+            found="NaN" if np.isnan(low) else f"values from {low:g} to {high:g}",
+            expected="float32 in [0, 1]",
+            hint="divide by 255, or pass uint8",
+        )

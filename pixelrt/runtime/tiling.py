@@ -1,0 +1,54 @@
+"""Run a network over an image in tiles, such that the result equals the untiled one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import numpy as np
+
+from pixelrt.geometry import Size, Tile, TilePlan
+from pixelrt.runtime.backends.base import Array
+
+Infer = Callable[[Array], Array]
+"""``(N, H, W, C)`` to ``(N, scale*H, scale*W, C')``."""
+
+Progress = Callable[[int, int], None]
+"""Called with (tiles done, tiles in all), also once before the first tile."""
+
+BATCH_PIXELS = 96 * 96
+"""Small tiles share a call up to this many pixels; beyond it a batch only costs memory."""
+
+
+def run_plan(
+    infer: Infer,
+    images: Array,
+    plan: TilePlan,
+    out: Array,
+    *,
+    scale: int,
+    progress: Progress | None = None,
+) -> None:
+    """Fill ``out`` with the network's result for ``images``.
+
+    ``images``: (B, H, W, C) of the plan's size. ``out``: (B, H', W', C') with H' and W' at
+    most ``scale`` times the plan's size; what lies beyond is cropped. Each output pixel is
+    written once, straight from the tile that owns it.
+    """
+    jobs = list(product(range(len(images)), plan))
+    per_call = max(1, BATCH_PIXELS // plan.tile.pixels)
+    if progress:
+        progress(0, len(jobs))
+    for start in range(0, len(jobs), per_call):
+        group = jobs[start : start + per_call]
+        reads = [images[index, *tile.read.slices] for index, tile in group]
+        for (index, tile), values in zip(group, infer(np.stack(reads)), strict=True):
+            _keep_core(tile, values, out[index], scale)
+        if progress:
+            progress(start + len(group), len(jobs))
+
+
+def _keep_core(tile: Tile, values: Array, out: Array, scale: int) -> None:
+    target = tile.core.scaled(scale).clipped(Size(*out.shape[:2]))
+    source = target.relative_to(tile.read.scaled(scale))
+    out[target.slices] = values[source.slices]

@@ -1,0 +1,190 @@
+"""The model's behaviour on a fake backend: kinds of image, channels, options, errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pixelrt.bundle import Bundle
+from pixelrt.errors import BackendError, FidelityError, ImageError, OutOfMemoryError, UsageError
+from pixelrt.runtime.backends.fake import FakeBackend
+from pixelrt.runtime.pipelines.image import ImageModel
+from pixelrt.runtime.pipelines.planes import luma
+from pixelrt.spec import ReceptiveField
+from tests.bundles import image_spec, nearest, write_bundle
+
+
+def fake(scale: int = 2, offset: float = 0.0) -> FakeBackend:
+    """A network that repeats pixels; ``offset`` in [0, 1] makes the float graph wrong."""
+
+    def core(x: Any) -> Any:
+        return nearest(scale)(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) + np.float32(offset)
+
+    return FakeBackend({"core": core, "image": nearest(scale)})
+
+
+def model(bundle: Bundle, backend: FakeBackend | None = None) -> ImageModel:
+    return ImageModel(bundle, backends=(backend or fake(bundle.manifest.image.scale),))
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return write_bundle(tmp_path / "double.pixelrt")
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 3)])
+def test_the_same_kind_comes_back(bundle: Bundle, dtype: str, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    peak = {"uint8": 255, "uint16": 65535, "float32": 1}[dtype]
+    array = (rng.random(shape) * peak).astype(dtype)
+    out = model(bundle)(array)
+    assert out.dtype == array.dtype
+    expected = array.repeat(2, axis=0).repeat(2, axis=1)
+    if dtype == "float32":
+        np.testing.assert_allclose(out, expected, atol=1e-6)
+    else:
+        np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1"])
+def test_pil_images_come_back_as_such(bundle: Bundle, mode: str, photo: Any) -> None:
+    image = Image.fromarray(photo[:20, :30]).convert(mode)
+    out = model(bundle)(image)
+    assert out.size == (60, 40)
+    expected = {"P": "RGB", "1": "L"}.get(mode, mode)
+    assert out.mode == expected
+    high = image.convert(expected).resize((60, 40), Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(np.asarray(out), np.asarray(high))
+
+
+def test_a_grey_network_sees_each_plane(tmp_path: Path, photo: Any) -> None:
+    bundle = write_bundle(tmp_path / "g.pixelrt", image_spec(channels_in=1, channels_out=1))
+    out = model(bundle)(photo[:9, :11])
+    np.testing.assert_array_equal(out, photo[:9, :11].repeat(2, axis=0).repeat(2, axis=1))
+
+
+def test_a_grey_translator_gets_luma(tmp_path: Path, photo: Any) -> None:
+    spec = image_spec(task="translation", scale=1, channels_in=1, channels_out=1)
+    bundle = write_bundle(tmp_path / "g.pixelrt", spec)
+    out = model(bundle)(photo[:9, :11])
+    np.testing.assert_array_equal(out, luma(photo[:9, :11]))
+    np.testing.assert_array_equal(
+        out[..., 0], np.asarray(Image.fromarray(photo[:9, :11]).convert("L"))
+    )
+
+
+def test_alpha_of_a_translator_is_kept(tmp_path: Path, photo: Any) -> None:
+    bundle = write_bundle(tmp_path / "t.pixelrt", image_spec(task="translation", scale=1))
+    image = Image.fromarray(photo[:9, :11]).convert("RGBA")
+    image.putalpha(Image.fromarray(photo[:9, :11, 0]))
+    out = model(bundle)(image)
+    np.testing.assert_array_equal(np.asarray(out)[..., 3], photo[:9, :11, 0])
+
+
+def test_the_grid_is_padded_and_cropped(tmp_path: Path, photo: Any) -> None:
+    spec = image_spec(multiple=8, minimum=8, pad_mode="symmetric", library_divisor=8)
+    bundle = write_bundle(tmp_path / "w.pixelrt", spec, ReceptiveField(8, 8))
+    for pad, grid in (("grid", 24), ("library", 32)):
+        backend = fake()
+        out = model(bundle, backend)(photo[:24, :17], pad=pad)
+        assert out.shape == (48, 34, 3)
+        assert backend.sessions[0].calls[-1] == (1, grid, 24, 3)
+
+
+def test_tiles_are_used_and_change_nothing(bundle: Bundle, photo: Any) -> None:
+    backend = fake()
+    small = photo[:150, :170]
+    out = model(bundle, backend)(small, tile=100)
+    np.testing.assert_array_equal(out, small.repeat(2, axis=0).repeat(2, axis=1))
+    assert [call[1:3] for call in backend.sessions[0].calls[1:]] == [(100, 100)] * 4
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((4, 4, 2), np.uint8), "shape (4, 4, 2)"),
+        (np.zeros((0, 4, 3), np.uint8), "shape (0, 4, 3)"),
+        (np.zeros((4,), np.uint8), "shape (4,)"),
+        (np.zeros((4, 4, 3), np.float64), "float64"),
+        (np.zeros((4, 4, 3), bool), "bool"),
+        (np.full((4, 4, 3), 200, np.float32), "200"),
+        (np.full((4, 4, 3), np.nan, np.float32), "NaN"),
+    ],
+)
+def test_wrong_arrays_are_refused(bundle: Bundle, array: Any, words: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        model(bundle)(array)
+    assert words in str(caught.value)
+
+
+def test_unknown_options_are_refused(bundle: Bundle, photo: Any) -> None:
+    with pytest.raises(UsageError, match="tiles"):
+        model(bundle)(photo, tiles=3)
+    with pytest.raises(UsageError, match="halo"):
+        model(bundle)(photo, halo="70dB")
+    with pytest.raises(UsageError, match="library"):
+        model(bundle)(photo, pad="library")
+
+
+def test_too_little_memory_says_what_is_needed(tmp_path: Path, photo: Any) -> None:
+    field = ReceptiveField(1, 20, {"60dB": 5})
+    bundle = write_bundle(tmp_path / "m.pixelrt", field=field, per_pixel=1000)
+    with pytest.raises(OutOfMemoryError) as caught:
+        model(bundle)(photo, max_memory=1_000_000)
+    assert "41x41" in str(caught.value)
+    plan = model(bundle).plan(300, 451, max_memory=10_000_000)
+    assert plan.tile.pixels * 1000 <= 10_000_000
+    assert len(plan) > 1
+
+
+def test_whole_image_statistics_are_never_tiled(tmp_path: Path, photo: Any) -> None:
+    spec = image_spec(task="translation", scale=1, statistics="image")
+    bundle = write_bundle(tmp_path / "i.pixelrt", spec, ReceptiveField(1, None), per_pixel=1000)
+    one = model(bundle)
+    with pytest.raises(OutOfMemoryError, match="whole image"):
+        one(photo, max_memory=1_000_000)
+    with pytest.raises(UsageError, match="whole image"):
+        one(photo, tile=128)
+    assert one(photo, tile="off", max_memory=1_000_000).shape == photo.shape
+
+
+def test_a_wrong_backend_is_refused_and_not_remembered(bundle: Bundle, photo: Any) -> None:
+    wrong = fake(offset=0.01)
+    small = photo[:8, :8].astype(np.float32) / 255
+    for _ in range(2):
+        with pytest.raises(FidelityError) as caught:
+            model(bundle, wrong)(small)
+        assert "1.00e-02" in str(caught.value)
+        assert wrong.sessions[-1].closed
+    model(bundle)(small)
+
+
+def test_the_verdict_is_remembered_per_backend(bundle: Bundle, photo: Any) -> None:
+    first, second = fake(), fake()
+    assert_words = []
+    for backend in (first, second):
+        one = model(bundle, backend)
+        one(photo[:8, :8])
+        assert_words.append(one.fidelity["image"].split(":")[0])
+    assert assert_words == ["verified now", "verified before"]
+    assert len(first.sessions[0].calls) == 2
+    assert len(second.sessions[0].calls) == 1
+
+
+def test_what_is_passed_over_is_told(bundle: Bundle, photo: Any) -> None:
+    absent = FakeBackend({}, reason="no device")
+    one = ImageModel(bundle, backends=(absent, fake()))
+    one(photo[:8, :8])
+    assert [str(p) for p in one.passed_over] == ["fake: no device"]
+    with pytest.raises(BackendError, match="no backend") as caught:
+        ImageModel(bundle, backends=(absent,))(photo[:8, :8])
+    assert "no device" in str(caught.value)
+    with pytest.raises(BackendError, match="cannot be used"):
+        ImageModel(bundle, backend="fake", backends=(absent, fake()))(photo[:8, :8])
+    with pytest.raises(UsageError, match="tensorflow"):
+        ImageModel(bundle, backend="tensorflow", backends=(fake(),))(photo[:8, :8])
