@@ -53,7 +53,9 @@ def photograph(name: str) -> Image.Image:
     if spec is None or spec.origin is None:
         raise SystemExit(f"The photographs need {package}: pip install scikit-image scikit-learn")
     image = Image.open(Path(spec.origin).parent / FOLDERS[package] / file).convert("RGB")
-    return image.crop((0, 0, image.width - image.width % SCALE, image.height - image.height % SCALE))
+    return image.crop(
+        (0, 0, image.width - image.width % SCALE, image.height - image.height % SCALE)
+    )
 
 
 def reduce(image: Image.Image) -> Image.Image:

@@ -21,24 +21,20 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
 
+import demo_data
 import numpy as np
 import torch
+from demo_data import Pixels
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-
-import demo_data
-from demo_data import Pixels
 
 from pixelrt.export.networks.srgan import SRResNet
 
@@ -144,8 +140,7 @@ def with_norms(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     net = SRResNet(**SIZES)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            assert module.running_var is not None
-            module.running_var.fill_(1 - module.eps)
+            nn.init.constant_(module.get_buffer("running_var"), 1 - module.eps)
     state = net.state_dict()
     return {name: weights.get(name, value).contiguous() for name, value in state.items()}
 

@@ -93,6 +93,11 @@ function zoom(value) {
   const root = document.documentElement;
   root.classList.toggle("zoomed", value !== "");
   root.style.setProperty("--zoom", value);
+  makeScrollable();
+}
+
+// What scrolls can be reached with the keyboard; what does not is no stop on the way.
+function makeScrollable() {
   for (const frame of document.querySelectorAll(".frame")) {
     const scrolls = frame.scrollWidth > frame.clientWidth || frame.scrollHeight > frame.clientHeight;
     if (scrolls) frame.tabIndex = 0; else frame.removeAttribute("tabindex");
@@ -117,6 +122,8 @@ if (typeof DecompressionStream === "function") {
   document.querySelectorAll(".sample").forEach(scrollTogether);
   const zoomSelect = document.getElementById("zoom");
   const allSelect = document.getElementById("amplify-all");
+  addEventListener("load", makeScrollable);
+  addEventListener("resize", makeScrollable);
   zoomSelect.addEventListener("change", () => zoom(zoomSelect.value));
   allSelect.addEventListener("change", () => amplifiers.forEach(set => set(allSelect.value)));
 }

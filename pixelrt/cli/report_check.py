@@ -28,17 +28,17 @@ GRAPHS = {
 
 def reasons(check: Check) -> str:
     """Why a check failed, in words."""
-    got, reasons = check.comparison, []
+    got = check.comparison
     if got.non_finite:
-        return (
-            f"{count_text(got.non_finite)} of {count_text(got.values)} values are NaN or infinite"
-        )
+        bad, all_ = count_text(got.non_finite), count_text(got.values)
+        return f"{bad} of {all_} values are NaN or infinite"
+    found = []
     if got.max_abs > check.max_abs:
         times = got.max_abs / check.max_abs if check.max_abs else np.inf
-        reasons.append(f"max abs {got.max_abs:.2e} is {times:.3g} times the limit")
+        found.append(f"max abs {got.max_abs:.2e} is {times:.3g} times the limit")
     if got.psnr < check.min_psnr:
-        reasons.append(f"{got.psnr:.1f} dB is less than {check.min_psnr:.0f} dB")
-    return ", ".join(reasons)
+        found.append(f"{got.psnr:.1f} dB is less than {check.min_psnr:.0f} dB")
+    return ", ".join(found)
 
 
 def badge(good: bool, text: str) -> Html:
@@ -51,6 +51,16 @@ def psnr_text(check: Check) -> str:
     if check.comparison.non_finite:
         return "none"
     return "∞ dB" if value >= PSNR_CEILING else f"{value:.1f} dB"
+
+
+def cosine_text(check: Check) -> str:
+    """Cosine similarity, near 1 as its distance from it."""
+    if check.comparison.non_finite:
+        return "none"
+    below = 1 - check.comparison.cosine
+    if below < 1e-15:  # less than float64 can tell
+        return "1"
+    return f"1 − {below:.1e}" if below < 1e-3 else f"{check.comparison.cosine:.4f}"
 
 
 def limits_text(check: Check) -> str:
@@ -94,7 +104,7 @@ def _sample(bundle: Bundle, number: int, numbered: list[tuple[int, Check]]) -> H
             pictures.png_uri(pictures.show_levels(levels)),
             "reference",
         ),
-        class_="columns",
+        class_="columns shared",
     )
     return element(
         "section",
@@ -110,7 +120,7 @@ def _sample(bundle: Bundle, number: int, numbered: list[tuple[int, Check]]) -> H
 
 def _sizes(sample: Reference, width: int, height: int) -> str:
     text = f"{sample.kind}, {sample.width}×{sample.height} to {width}×{height} pixels"
-    reduced = "; shown reduced where the column is narrower, zoom 1 shows every pixel"
+    reduced = "; pictures are reduced to their column unless zoomed, differences never are"
     return text + (reduced if width > SHOWN_WIDTH else "")
 
 
@@ -132,7 +142,7 @@ def _check(index: int, check: Check) -> Html:
     error = pictures.absolute_error(check)
     numbers = (
         f"max abs {check.comparison.max_abs:.2e}, {psnr_text(check)}, "
-        f"cosine {check.comparison.cosine:.9f} ({limits_text(check)})"
+        f"cosine {cosine_text(check)} ({limits_text(check)})"
     )
     header = element(
         "header",
@@ -207,9 +217,9 @@ def _identical(check: Check) -> Html:
 
 def _above(check: Check, worst: pictures.Values) -> str:
     count = int(np.count_nonzero(worst > check.max_abs))
-    return (
-        f"; {count_text(count)} of {count_text(worst.size)} pixels above the limit" if count else ""
-    )
+    if not count:
+        return ""
+    return f"; {count_text(count)} of {count_text(worst.size)} pixels above the limit"
 
 
 def _amplifier(factor: int) -> Html:
@@ -230,24 +240,29 @@ def _amplifier(factor: int) -> Html:
 
 def _histogram(check: Check, error: pictures.Values) -> Html:
     """Values by the size of their error, with bars; above the limit in the colour of failure."""
-    rows = [_bar("exactly 0", int(np.count_nonzero(error == 0)), error.size, "bar")]
-    for low, high, count in pictures.count_decades(error):
-        name = f"{low:.0e} to {high:.0e}" if np.isfinite(high) else f"from {low:.0e}"
-        rows.append(_bar(name, count, error.size, _bar_kind(low, high, check.max_abs)))
+    rows = [_bar("exactly 0", int(np.count_nonzero(error == 0)), 0, error.size)]
+    for low, high, count, above in pictures.count_decades(error, check.max_abs):
+        rows.append(_bar(_decade(low, high), count, above, error.size))
     bad = int(np.count_nonzero(~np.isfinite(error)))
     if bad:
-        rows.append(_bar("NaN or infinite", bad, error.size, "bar bad"))
+        rows.append(_bar("NaN or infinite", bad, bad, error.size))
     caption = f"Values by absolute error (limit {check.max_abs:.2e})"
     return table(caption, ("error", "", "values", "share"), rows, "histogram")
 
 
-def _bar_kind(low: float, high: float, limit: float) -> str:
-    if limit >= high:
-        return "bar"
-    return "bar bad" if low >= limit else "bar bad mixed"
+def _decade(low: float, high: float) -> str:
+    if not low:
+        return f"below {high:.0e}"
+    return f"{low:.0e} to {high:.0e}" if np.isfinite(high) else f"from {low:.0e}"
 
 
-def _bar(name: str, count: int, total: int, kind: str) -> tuple[str, ...]:
-    share = 100 * count / total
-    bar = element("span", class_=kind, style=f"width:{share:.2f}%") if count else Html("")
-    return name, bar, count_text(count), f"{share:.2f} %" if not 0 < share < 0.01 else "< 0.01 %"
+def _bar(name: str, count: int, above: int, total: int) -> tuple[str, ...]:
+    """A row; ``above`` of the ``count`` values are above the limit."""
+    parts = ((count - above, "bar"), (above, "bar bad"))
+    bars = [
+        element("span", class_=kind, style=f"width:{100 * part / total:.2f}%")
+        for part, kind in parts
+        if part
+    ]
+    share = f"{count / total:.2%}" if not 0 < count / total < 1e-4 else "< 0.01%"
+    return name, element("span", *bars, class_="bars"), count_text(count), share

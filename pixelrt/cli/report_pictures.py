@@ -99,26 +99,32 @@ def pack_difference(worst: Values, limit: float) -> str:
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16
     rounded = np.where(np.isnan(worst), 0x7FC0, rounded | np.where(worst > limit, 0x8000, 0))
     high, low = (rounded >> 8).astype(np.uint8), (rounded & 255).astype(np.uint8)
-    return base64.b64encode(zlib.compress(high.tobytes() + low.tobytes(), 9)).decode()
+    return base64.b64encode(zlib.compress(high.tobytes() + low.tobytes())).decode()
 
 
-def count_decades(error: Values) -> list[tuple[float, float, int]]:
-    """(low, high, count) of the finite errors that are not zero, for each decade in between
-    the smallest and the largest; the edges are those of ``fidelity.histogram``."""
+def count_decades(error: Values, limit: float) -> list[tuple[float, float, int, int]]:
+    """(low, high, count, count above ``limit``) of the finite errors that are not zero.
+
+    One for each decade from the smallest to the largest error; the edges are those of
+    ``fidelity.histogram``.
+    """
     some = error[np.isfinite(error) & (error > 0)]
-    counts = np.histogram(some, np.array(HISTOGRAM_EDGES))[0]
+    edges = np.array(HISTOGRAM_EDGES)
+    counts = np.histogram(some, edges)[0]
+    above = np.histogram(some[some > limit], edges)[0]
     used = np.flatnonzero(counts)
     if not used.size:
         return []
-    edges = list(zip(HISTOGRAM_EDGES[:-1], HISTOGRAM_EDGES[1:], counts, strict=True))
-    return [(low, high, int(n)) for low, high, n in edges[used[0] : used[-1] + 1]]
+    rows = zip(HISTOGRAM_EDGES[:-1], HISTOGRAM_EDGES[1:], counts, above, strict=True)
+    decades = [(low, high, int(n), int(over)) for low, high, n, over in rows]
+    return decades[used[0] : used[-1] + 1]
 
 
 def png_uri(pixels: Pixels) -> str:
     """(H, W, C) with 1 or 3 channels as a ``data:`` URI."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     buffer = io.BytesIO()
-    image.save(buffer, "png", compress_level=9)
+    image.save(buffer, "png")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -60,7 +60,7 @@ def exact_halo(module: nn.Module, spec: ImageSpec) -> tuple[int, int]:
     """
     linear = open_activations(copy.deepcopy(module).double())
     cell = spec.multiple
-    length = 8 * max(cell, STRIP)
+    length = round_up(8 * max(cell, STRIP), cell)
     while length * _thickness(spec) <= MAX_STRIP_PIXELS:
         left, right = support(linear, spec, length)
         margin = max(cell, STRIP)

@@ -46,6 +46,8 @@ _JPEG_ROOM = {
     "icc_profile": 255 * (_JPEG_SEGMENT - 14),
 }
 _XMP_TAG = 700
+_WEBP_OVERFLOW = "encoding error 6"  # VP8_ENC_ERROR_PARTITION0_OVERFLOW, above some 100 megapixels
+_WEBP_HINT = "use quality 100 (lossless WebP), JPEG, PNG or TIFF"
 
 
 def write_picture(
@@ -199,7 +201,7 @@ def _drop_oversized(items: dict[str, Any], notes: list[str]) -> None:
 
 def _png(job: _Job, quality: int) -> dict[str, Any]:
     """Level 1 with run lengths: on photographs a third of the time of Pillow's default and
-    2 % larger (docs: 12 megapixels, 1.2 s and 18.5 MB against 3.6 s and 18.1 MB)."""
+    2 % larger (12 megapixels: 1.2 s and 18.5 MB against 3.6 s and 18.1 MB)."""
     info = PngImagePlugin.PngInfo()
     for key, value in job.metadata.get("text", {}).items():
         _add_text(info, key, value, job.notes)
@@ -228,11 +230,12 @@ def _jpeg(job: _Job, quality: int) -> dict[str, Any]:
 
 
 def _webp(job: _Job, quality: int) -> dict[str, Any]:
-    """Lossless: effort 0, a fifteenth of the time of the default effort for 8 % more bytes."""
+    """Effort 2: on 48 megapixels an eighth of the time of Pillow's 4 for 1.5 % more bytes.
+    Lossless with effort 0: a fifteenth of the time of the default for 8 % more bytes."""
     kept = _pick(job, "icc_profile", "exif", "xmp")
     if quality == 100:
         return {"lossless": True, "exact": True, "quality": 0, "method": 0} | kept
-    return {"quality": quality, "method": 4} | kept
+    return {"quality": quality, "method": 2} | kept
 
 
 def _tiff(job: _Job, quality: int) -> dict[str, Any]:
@@ -274,6 +277,7 @@ def _save(image: Image.Image, file: Any, kind: str, options: dict[str, Any], pat
     except (OSError, MemoryError):
         raise  # atomic_write says why it could not be written
     except Exception as exc:
-        raise OutputError(
-            f"{path} could not be encoded as {kind}", found=str(exc) or type(exc).__name__
-        ) from exc
+        found, hint = str(exc) or type(exc).__name__, ""
+        if found == _WEBP_OVERFLOW:
+            found, hint = "more detail than lossy WebP holds at this size", _WEBP_HINT
+        raise OutputError(f"{path} could not be encoded as {kind}", found=found, hint=hint) from exc

@@ -20,7 +20,7 @@ import sys
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ def test_safetensors_file(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     save_file(dict(SRGAN), path)
     opened = open_checkpoint(path)
-    assert_same(opened.groups[""], dict(sorted(SRGAN.items())) | {})
+    assert_same(opened.groups[""], dict(sorted(SRGAN.items())))
     assert opened.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (opened.path, opened.config) == (str(path), None)
 
@@ -475,7 +475,7 @@ def module_ops(weight: object) -> Raw:
     return Raw(ops(Global("nets", "Net")) + b")\x81" + ops(state) + b"b")
 
 
-def stream(root: object, keys: object = (), data: bytes = b"") -> bytes:
+def stream(root: object, keys: Iterable[str] = (), data: bytes = b"") -> bytes:
     head = (pickle.dumps(value, 2) for value in (MAGIC_NUMBER, 1001, {"little_endian": True}))
     return b"".join(head) + b"\x80\x02" + ops(root) + b"." + pickle.dumps(list(keys), 2) + data
 

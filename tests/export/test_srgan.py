@@ -19,29 +19,41 @@ SMALL: Config = {"channels": 8, "blocks": 2}
 SIZES = [(1, 1, 1), (1, 1, 5), (2, 24, 35), (1, 33, 16)]
 
 # The names of sgrvinod's SRResNet with one residual and two doubling blocks, complete.
-NAMES = """
-conv_block1.conv_block.0.weight conv_block1.conv_block.0.bias conv_block1.conv_block.1.weight
-residual_blocks.0.conv_block1.conv_block.0.weight residual_blocks.0.conv_block1.conv_block.0.bias
-residual_blocks.0.conv_block1.conv_block.1.weight residual_blocks.0.conv_block1.conv_block.1.bias
-residual_blocks.0.conv_block1.conv_block.1.running_mean
-residual_blocks.0.conv_block1.conv_block.1.running_var
-residual_blocks.0.conv_block1.conv_block.1.num_batches_tracked
-residual_blocks.0.conv_block1.conv_block.2.weight
-residual_blocks.0.conv_block2.conv_block.0.weight residual_blocks.0.conv_block2.conv_block.0.bias
-residual_blocks.0.conv_block2.conv_block.1.weight residual_blocks.0.conv_block2.conv_block.1.bias
-residual_blocks.0.conv_block2.conv_block.1.running_mean
-residual_blocks.0.conv_block2.conv_block.1.running_var
-residual_blocks.0.conv_block2.conv_block.1.num_batches_tracked
-conv_block2.conv_block.0.weight conv_block2.conv_block.0.bias
-conv_block2.conv_block.1.weight conv_block2.conv_block.1.bias
-conv_block2.conv_block.1.running_mean conv_block2.conv_block.1.running_var
-conv_block2.conv_block.1.num_batches_tracked
-subpixel_convolutional_blocks.0.conv.weight subpixel_convolutional_blocks.0.conv.bias
-subpixel_convolutional_blocks.0.prelu.weight
-subpixel_convolutional_blocks.1.conv.weight subpixel_convolutional_blocks.1.conv.bias
-subpixel_convolutional_blocks.1.prelu.weight
-conv_block3.conv_block.0.weight conv_block3.conv_block.0.bias
-""".split()
+NAMES = [
+    "conv_block1.conv_block.0.weight",
+    "conv_block1.conv_block.0.bias",
+    "conv_block1.conv_block.1.weight",
+    "residual_blocks.0.conv_block1.conv_block.0.weight",
+    "residual_blocks.0.conv_block1.conv_block.0.bias",
+    "residual_blocks.0.conv_block1.conv_block.1.weight",
+    "residual_blocks.0.conv_block1.conv_block.1.bias",
+    "residual_blocks.0.conv_block1.conv_block.1.running_mean",
+    "residual_blocks.0.conv_block1.conv_block.1.running_var",
+    "residual_blocks.0.conv_block1.conv_block.1.num_batches_tracked",
+    "residual_blocks.0.conv_block1.conv_block.2.weight",
+    "residual_blocks.0.conv_block2.conv_block.0.weight",
+    "residual_blocks.0.conv_block2.conv_block.0.bias",
+    "residual_blocks.0.conv_block2.conv_block.1.weight",
+    "residual_blocks.0.conv_block2.conv_block.1.bias",
+    "residual_blocks.0.conv_block2.conv_block.1.running_mean",
+    "residual_blocks.0.conv_block2.conv_block.1.running_var",
+    "residual_blocks.0.conv_block2.conv_block.1.num_batches_tracked",
+    "conv_block2.conv_block.0.weight",
+    "conv_block2.conv_block.0.bias",
+    "conv_block2.conv_block.1.weight",
+    "conv_block2.conv_block.1.bias",
+    "conv_block2.conv_block.1.running_mean",
+    "conv_block2.conv_block.1.running_var",
+    "conv_block2.conv_block.1.num_batches_tracked",
+    "subpixel_convolutional_blocks.0.conv.weight",
+    "subpixel_convolutional_blocks.0.conv.bias",
+    "subpixel_convolutional_blocks.0.prelu.weight",
+    "subpixel_convolutional_blocks.1.conv.weight",
+    "subpixel_convolutional_blocks.1.conv.bias",
+    "subpixel_convolutional_blocks.1.prelu.weight",
+    "conv_block3.conv_block.0.weight",
+    "conv_block3.conv_block.0.bias",
+]
 
 
 @pytest.fixture(scope="module")

@@ -284,6 +284,19 @@ def test_sizes_beyond_the_format(tmp_path: Path, suffix: str, limit: int) -> Non
     assert names(tmp_path) == [f"a{suffix}"]
 
 
+def test_a_webp_with_too_much_detail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Met for real with a photograph of 192 megapixels, which takes half a minute."""
+
+    def fail(*_args: Any, **_options: Any) -> None:
+        raise ValueError("encoding error 6")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OutputError, match="could not be encoded as WEBP") as caught:
+        write_picture(tmp_path / "a.webp", Picture(PHOTO))
+    assert "lossless" in caught.value.hint
+    assert names(tmp_path) == []
+
+
 def test_a_bmp_beyond_4_gib() -> None:
     with pytest.raises(OutputError, match="too large for BMP"):
         encode.check_size("BMP", 40_000, 40_000)

@@ -108,9 +108,7 @@ def load(variant: str, tensors: Tensors, config: Config | None) -> Network:
     settled = settle({**known, "maths": variant}, config)
     _check_window(settled, known)
     model = _build(settled)
-    problems = _differences(model.state_dict(), weights)
-    if problems:
-        raise _misfit(problems, given if variant == "authors" else None)
+    _check_parameters(model.state_dict(), weights, given if variant == "authors" else None)
     model.load_state_dict({name: t.detach().float() for name, t in weights.items()})
     return _network(model, settled)
 
@@ -142,31 +140,34 @@ def _check_window(config: Config, known: Config) -> None:
         )
 
 
-def _differences(expected: Tensors, given: Tensors) -> dict[str, list[str]]:
-    """Kind of problem to the parameters that have it."""
+def _check_parameters(expected: Tensors, given: Tensors, authors: Tensors | None) -> None:
+    """CheckpointError for each difference, in the names of the file: ``authors``, if theirs."""
     both = [name for name in expected if name in given]
     kinds = {
-        "missing": [name for name in expected if name not in given],
-        "unexpected": [name for name in given if name not in expected],
-        "other shape": [name for name in both if given[name].shape != expected[name].shape],
-        "not floating point": [name for name in both if not given[name].is_floating_point()],
+        "missing": {name: "" for name in expected if name not in given},
+        "unexpected": {name: "" for name in given if name not in expected},
+        "other shape": {
+            name: f" {tuple(given[name].shape)} instead of {tuple(expected[name].shape)}"
+            for name in both
+            if given[name].shape != expected[name].shape
+        },
+        "not floating point": {n: "" for n in both if not given[n].is_floating_point()},
     }
-    return {kind: names for kind, names in kinds.items() if names}
+    problems = [f"{kind}: {_named(names, authors)}" for kind, names in kinds.items() if names]
+    if problems:
+        raise CheckpointError(
+            "The weights do not fit the network of the configuration.",
+            found="; ".join(problems),
+            hint="check that the configuration, where there is one, belongs to these weights",
+        )
 
 
-def _misfit(problems: dict[str, list[str]], authors: Tensors | None) -> CheckpointError:
-    """In the names of the file; several of the library's may be one of theirs."""
-    lines = []
-    for kind, names in problems.items():
-        if authors is not None:
-            names = list(dict.fromkeys(to_authors_name(name, authors) for name in names))
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        lines.append(f"{kind}: {', '.join(names[:SHOWN])}{more}")
-    return CheckpointError(
-        "The weights do not fit the network of the configuration.",
-        found="; ".join(lines),
-        hint="check that the configuration, where there is one, belongs to these weights",
-    )
+def _named(names: dict[str, str], authors: Tensors | None) -> str:
+    if authors is not None:  # several parameters of the library may be one of theirs
+        names = {to_authors_name(name, authors): detail for name, detail in names.items()}
+    shown = [name + detail for name, detail in names.items()]
+    more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
+    return ", ".join(shown[:SHOWN]) + more
 
 
 # Networks -----------------------------------------------------------------------------------
@@ -246,11 +247,9 @@ def _fill(model: Swin2SRForImageSuperResolution, generator: torch.Generator) -> 
     for stage in body.encoder.stages:
         for layer in stage.layers:  # so that the bias uses much of its range from 0 to 16
             layer.attention.self.continuous_position_bias_mlp[2].weight.mul_(2)
-    for convolution in _convolutions(body.conv_after_body)[-1:]:
-        convolution.weight.mul_(body.img_range)
-    for convolution in _convolutions(model)[-1:]:
-        # So that output values use much of [0, 1]. This upsampler's rectifiers damp most.
-        convolution.weight.mul_(1.5 if model.upsampler == "nearest+conv" else 0.3)
+    _convolutions(body.conv_after_body)[-1].weight.mul_(body.img_range)
+    # So that output values use much of [0, 1]. The rectifiers of this upsampler damp most.
+    _convolutions(model)[-1].weight.mul_(1.5 if model.upsampler == "nearest+conv" else 0.3)
 
 
 def _convolutions(module: nn.Module) -> list[nn.Conv2d]:

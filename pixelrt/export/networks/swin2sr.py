@@ -60,10 +60,8 @@ class Orders:
         self._known["image", "window"] = by_window(grid)
         self._known["window", "image"] = rows.reshape(-1)
         if shift:
-            there = torch.roll(grid, (-shift, -shift), (1, 2))
-            back = torch.roll(rows, (shift, shift), (1, 2))
-            self._known["image", "shifted"] = by_window(there)
-            self._known["shifted", "image"] = back.reshape(-1)
+            self._known["image", "shifted"] = by_window(turned(grid, shift))
+            self._known["shifted", "image"] = turned(rows, -shift).reshape(-1)
 
     def index(self, a: Order, b: Order) -> Tensor:
         if (a, b) not in self._known:  # through the image
@@ -71,6 +69,12 @@ class Orders:
                 self._known[a, "image"], 0, self._known["image", b]
             )
         return self._known[a, b]
+
+
+def turned(grid: Tensor, by: int) -> Tensor:
+    """``torch.roll(grid, (-by, -by), (1, 2))``, whose own export is twice as long."""
+    grid = torch.cat((grid[:, by:], grid[:, :by]), 1)
+    return torch.cat((grid[:, :, by:], grid[:, :, :by]), 2)
 
 
 def window_kinds(size: tuple[int, int, int], window: int, device: torch.device) -> Tensor:
@@ -101,7 +105,7 @@ def shift_masks(window: int, shift: int, value: float) -> Tensor:
 class Attention(nn.Module):
     """Cosine attention in windows: ``(M, C)`` to ``(M, C)``, tokens in window order."""
 
-    qk_scale: Tensor
+    norm_factor: Tensor
     bias: Tensor
 
     def __init__(self, source: Any) -> None:
@@ -112,10 +116,10 @@ class Attention(nn.Module):
         self.tokens = int(own.window_size[0] * own.window_size[1])
         self.qkv = joined_qkv(own.query, own.key, own.value)
         self.out = source.output.dense
-        scale = torch.clamp(own.logit_scale.detach(), max=math.log(1.0 / 0.01)).exp()
-        # Divides the norms instead of multiplying the scores: fewer numbers.
-        inverse = torch.cat((1.0 / scale, torch.ones_like(scale)))
-        self.register_buffer("qk_scale", inverse, persistent=False)
+        # Divides the norms of q instead of multiplying the scores: fewer numbers.
+        inverse = torch.exp(-own.logit_scale.detach().double().clamp(max=math.log(1.0 / 0.01)))
+        factor = torch.cat((inverse, torch.ones_like(inverse))).float()
+        self.register_buffer("norm_factor", factor, persistent=False)
         self.register_buffer("bias", position_bias(own), persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -124,7 +128,7 @@ class Attention(nn.Module):
         qk, v = qkv.split((2 * heads, heads), dim=1)
         # F.normalize, with the bound of the norm that it has
         norm = torch.linalg.vector_norm(qk, dim=-1, keepdim=True).clamp(min=1e-12)
-        q, k = (qk / (norm * self.qk_scale)).split((heads, heads), dim=1)
+        q, k = (qk / (norm * self.norm_factor)).split((heads, heads), dim=1)
         scores = q @ k.transpose(-2, -1) + self.bias
         if mask is not None:
             scores = scores + mask
@@ -135,22 +139,24 @@ class Attention(nn.Module):
 
 def position_bias(own: Any) -> Tensor:
     """float32 ``(heads, window**2, window**2)``: the continuous relative position bias."""
+    own = copy.deepcopy(own).double()  # rounded once, at the end
     with torch.no_grad():
         table = own.continuous_position_bias_mlp(own.relative_coords_table)
         table = table.view(-1, own.num_attention_heads)
         tokens = own.window_size[0] * own.window_size[1]
         bias = table[own.relative_position_index.view(-1)].view(tokens, tokens, -1)
-        return (16 * torch.sigmoid(bias.permute(2, 0, 1))).contiguous()
+        return (16 * torch.sigmoid(bias.permute(2, 0, 1))).float().contiguous()
 
 
 def joined_qkv(query: nn.Linear, key: nn.Linear, value: nn.Linear) -> nn.Linear:
     """One layer for the three; the key has no bias, so its part is zero."""
     parts = (query, key, value)
     none = torch.zeros(query.out_features)
-    biases = [none if part.bias is None else part.bias for part in parts]
+    biases: list[Tensor] = [none if part.bias is None else part.bias for part in parts]
     joined = copy.deepcopy(query)
     joined.out_features *= len(parts)
-    joined.weight = nn.Parameter(torch.cat([part.weight for part in parts]), requires_grad=False)
+    weights: list[Tensor] = [part.weight for part in parts]
+    joined.weight = nn.Parameter(torch.cat(weights), requires_grad=False)
     joined.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
     return joined
 
