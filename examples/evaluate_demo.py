@@ -36,9 +36,11 @@ def trained(checkpoint: Path) -> Enlarge:
     import train_demo
     from safetensors.torch import load_file
 
+    from pixelrt.export.networks.srgan import SRResNet
+
     safe = checkpoint.suffix == ".safetensors"
     state = load_file(checkpoint) if safe else torch.load(checkpoint, weights_only=True)
-    net = train_demo.SRResNet(**train_demo.SIZES).eval()
+    net = SRResNet(**train_demo.SIZES).eval()
     missing, unexpected = net.load_state_dict(state, strict=False)
     if unexpected or any(not name.endswith("num_batches_tracked") for name in missing):
         raise SystemExit(f"{checkpoint} does not hold the demonstration network.")

@@ -1,4 +1,6 @@
-"""Train the demonstration super-resolver by 2: ``python examples/train_demo.py --out demo.pth``.
+"""Train the demonstration super-resolver by 2. The shipped weights were written by
+
+    python examples/train_demo.py --out demo.pth --weights examples/demo_network/weights.safetensors
 
 Network: ``SRResNet`` with 32 channels, 4 residual blocks and 3x3 convolutions throughout,
 122 569 weights. Batch norm costs accuracy in super-resolution (EDSR, arXiv:1707.02921), so
@@ -8,7 +10,7 @@ Data: aligned 32x32 to 64x64 patches of the photographs ``demo_data.TRAINING`` a
 versions of them, with all flips and rotations and with exchanged colours.
 
 Optimisation: L1 on the image in [0, 1], Adam, learning rate from 2e-3 down to 1e-5 by a half
-cosine, the average of the weights over about 1000 steps is what counts. bfloat16 with fp32
+cosine; the average of the weights over about 1000 steps is what counts. bfloat16 with fp32
 weights, the last twentieth in fp32. Every ``EVERY`` steps the average is measured on the
 photograph ``demo_data.VALIDATION``, and written if it is the best so far.
 
@@ -54,8 +56,6 @@ FULL_PRECISION = 0.95
 EVERY = 500
 SMALLER = (0.75, 0.5, 0.3)
 SMALLEST = 200
-
-WEIGHTS = Path(__file__).parent / "demo_network" / "weights.safetensors"
 
 Pair: TypeAlias = tuple[Pixels, Pixels]
 
@@ -167,8 +167,8 @@ def rate(step: int, steps: int) -> float:
     return (LAST_RATE + (RATE - LAST_RATE) * cosine) * min(1.0, (step + 1) / 100)
 
 
-def train(steps: int, minutes: float, out: Path) -> None:
-    """Train, and write the best average of the weights to ``out`` and ``WEIGHTS``."""
+def train(steps: int, minutes: float, out: Path, weights: Path | None) -> None:
+    """Train, and ``save`` the best average of the weights each time that there is one."""
     torch.manual_seed(SEED)
     net, average, data = without_norms(), without_norms(), batches()
     average.load_state_dict(net.state_dict())
@@ -192,7 +192,7 @@ def train(steps: int, minutes: float, out: Path) -> None:
             print(f"{step + 1:6} steps {passed:5.1f} min: {found:.3f} dB", flush=True)
             if found > best:
                 best = found
-                save(average, out)
+                save(average, out, weights)
         if passed > minutes:
             break
 
@@ -204,23 +204,24 @@ def update(average: nn.Module, net: nn.Module, keep: float) -> None:
             old.lerp_(new, 1 - keep)
 
 
-def save(net: nn.Module, out: Path) -> None:
-    """Write the state dict as ``out`` (torch.save) and the shipped ``WEIGHTS``."""
+def save(net: nn.Module, out: Path, weights: Path | None) -> None:
+    """Write the state dict as ``out`` (torch.save) and, if asked for, as safetensors."""
     state = with_norms(net.state_dict())
     torch.save(state, out)
-    tensors = {name: t for name, t in state.items() if not name.endswith("num_batches_tracked")}
-    WEIGHTS.parent.mkdir(exist_ok=True)
-    save_file(tensors, WEIGHTS)
+    if weights is not None:
+        counters = "num_batches_tracked"
+        save_file({n: t for n, t in state.items() if not n.endswith(counters)}, weights)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demonstration super-resolver.")
     parser.add_argument("--out", type=Path, required=True, help="state dict to write")
+    parser.add_argument("--weights", type=Path, help="the same as .safetensors")
     parser.add_argument("--steps", type=int, default=STEPS, help="of the whole schedule")
     parser.add_argument("--minutes", type=float, default=math.inf, help="end after these")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    train(arguments.steps, arguments.minutes, arguments.out)
+    train(arguments.steps, arguments.minutes, arguments.out, arguments.weights)
 
 
 if __name__ == "__main__":

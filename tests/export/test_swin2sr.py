@@ -251,13 +251,17 @@ def test_folder_of_transformers(tmp_path: Path, dtype: torch.dtype) -> None:
     assert network.config == settle({"maths": "transformers"}, config)
 
 
-@pytest.mark.parametrize(("upsampler", "scale"), ENLARGING)
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("upsampler", "scale", "channels"),
+    [
+        (upsampler, scale, channels)
+        for upsampler, scale in ENLARGING
+        for channels in ((3,) if upsampler == "pixelshuffle_aux" else (1, 3))
+    ],
+)
 def test_configuration_is_read_off_transformers_weights(
     upsampler: str, scale: int, channels: int
 ) -> None:
-    if upsampler == "pixelshuffle_aux" and channels == 1:
-        pytest.skip("the library has no such network")
     config = {**SMALL, "upsampler": upsampler, "upscale": scale, "num_channels": channels}
     config |= {"depths": [1, 3], "num_heads": [3, 2], "mlp_ratio": 1.7, "qkv_bias": False}
     given = {"window_size": 8, "img_range": 1.0} if upsampler == "" else None
@@ -561,4 +565,4 @@ def test_onnx_is_dynamic_and_exact(config: Config, tmp_path: Path) -> None:
     assert operators["Softmax"] == layers
     assert operators["Gemm"] == 4 * layers
     assert not {"ScatterND", "GatherND", "Loop", "If"} & set(operators)
-    assert operators.total() < 220
+    assert operators.total() < 230
