@@ -29,6 +29,8 @@ class Comparison:
     values: int
 
     def __str__(self) -> str:
+        if self.max_abs == 0 and not self.non_finite:
+            return "identical"
         text = f"max abs {self.max_abs:.2e}, {self.psnr:.1f} dB"
         if self.non_finite:
             text += f", {self.non_finite} of {self.values} values NaN or infinite"

@@ -68,8 +68,8 @@ def check_sample(bundle: Bundle, session: Session, role: GraphRole, sample: Refe
     if role == "core":
         got = compare(expected, actual)
         return Check(sample, role, session.info, got, tolerance, 0.0, actual, expected)
-    levels = np.rint(np.clip(expected, 0, 1) * 255).transpose(0, 2, 3, 1)
-    got = compare(levels / 255, actual / 255.0)
+    levels = np.rint(np.clip(expected, 0, 1).astype(np.float64) * 255).transpose(0, 2, 3, 1)
+    got = compare(levels / 255, actual / 255)
     return Check(sample, role, session.info, got, LEVEL * 1.001, IMAGE_MIN_PSNR, actual, levels)
 
 

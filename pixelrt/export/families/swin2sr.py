@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
 
 from pixelrt.errors import CheckpointError
-from pixelrt.export.families.swin2sr_config import DEFAULTS, WINDOW_BUFFERS, infer, settle
+from pixelrt.export.families.swin2sr_config import DEFAULTS, settle
+from pixelrt.export.families.swin2sr_infer import WINDOW_BUFFERS, infer
 from pixelrt.export.families.swin2sr_keys import to_authors_name, to_library_names
 from pixelrt.export.networks.swin2sr import Swin2SR
 from pixelrt.export.recipe import Config, Network, Recipe, Tensors, Variant

@@ -1,17 +1,15 @@
-"""The configuration of Swin2SR: what it may hold, and how it is read off the weights."""
+"""The configuration of Swin2SR: what it may hold and what goes together."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from transformers.activations import ACT2FN
 
 from pixelrt.errors import CheckpointError
-from pixelrt.export.families._weights import count, shape_of
-from pixelrt.export.recipe import Config, Tensors
+from pixelrt.export.recipe import Config
 
 DEFAULTS: Config = {
     "image_size": 64,
@@ -138,25 +136,25 @@ def _check_values(config: Config) -> None:
     for key, choices in CHOICES.items():
         value = config[key]
         if not any(value == c and type(value) is type(c) for c in choices):
-            raise _unsupported(key, value, " or ".join(map(repr, choices)))
+            raise unsupported(key, value, " or ".join(map(repr, choices)))
     for key in INTEGERS:
         if not _is_count(config[key]):
-            raise _unsupported(key, config[key], "an integer of at least 1")
+            raise unsupported(key, config[key], "an integer of at least 1")
     for key in FLOATS:
         if not (_is_number(config[key]) and 0 < config[key] < math.inf):
-            raise _unsupported(key, config[key], "a positive number")
+            raise unsupported(key, config[key], "a positive number")
     for key in ("depths", "num_heads"):
         value = config[key]
         if not (isinstance(value, list) and value and all(map(_is_count, value))):
-            raise _unsupported(key, value, "a list of integers, one for each stage")
+            raise unsupported(key, value, "a list of integers, one for each stage")
     size = config["image_size"]
     sides = size if isinstance(size, list) and len(size) == 2 else [size]
     if not all(map(_is_count, sides)):
-        raise _unsupported("image_size", size, "an integer, or a list of two")
+        raise unsupported("image_size", size, "an integer, or a list of two")
     if not isinstance(config["qkv_bias"], bool):
-        raise _unsupported("qkv_bias", config["qkv_bias"], "true or false")
+        raise unsupported("qkv_bias", config["qkv_bias"], "true or false")
     if config["hidden_act"] not in list(ACT2FN):  # in ACT2FN itself would hash a list
-        raise _unsupported("hidden_act", config["hidden_act"], "a name that transformers knows")
+        raise unsupported("hidden_act", config["hidden_act"], "a name that transformers knows")
 
 
 def _check_together(config: Config) -> None:
@@ -168,18 +166,18 @@ def _check_together(config: Config) -> None:
         )
     for heads in config["num_heads"]:
         if config["embed_dim"] % heads:
-            raise _unsupported("num_heads", heads, f"a divisor of embed_dim {config['embed_dim']}")
+            raise unsupported("num_heads", heads, f"a divisor of embed_dim {config['embed_dim']}")
     if int(config["embed_dim"] * config["mlp_ratio"]) < 1:
-        raise _unsupported("mlp_ratio", config["mlp_ratio"], "at least one hidden channel")
+        raise unsupported("mlp_ratio", config["mlp_ratio"], "at least one hidden channel")
     if not _has_scale(upsampler, upscale):
         raise CheckpointError(
             f"Swin2SR's upsampler {upsampler!r} cannot enlarge by {upscale}.",
             expected="; ".join(f"{name!r}: {scales}" for name, scales in UPSAMPLERS.items()),
         )
     if upsampler == "pixelshuffle_aux" and config["num_channels"] != 3:
-        raise _unsupported("num_channels", config["num_channels"], "3 with pixelshuffle_aux")
+        raise unsupported("num_channels", config["num_channels"], "3 with pixelshuffle_aux")
     if upsampler == "" and config["num_channels"] != config["num_channels_out"]:
-        raise _unsupported(
+        raise unsupported(
             "num_channels_out", config["num_channels_out"], "num_channels, without an upsampler"
         )
 
@@ -192,7 +190,7 @@ def _has_scale(upsampler: str, scale: int) -> bool:
     return scale == (4 if upsampler == "nearest+conv" else 1)
 
 
-def _unsupported(key: str, value: object, expected: str) -> CheckpointError:
+def unsupported(key: str, value: object, expected: str) -> CheckpointError:
     hint = ""
     if key == "use_absolute_embeddings":
         hint = "absolute position embeddings tie a network to one image size; none is published"
@@ -202,109 +200,3 @@ def _unsupported(key: str, value: object, expected: str) -> CheckpointError:
         expected=expected,
         hint=hint,
     )
-
-
-# Reading it off the weights -----------------------------------------------------------------
-
-STAGE = "swin2sr.encoder.stages.{}"
-LAYER = STAGE + ".layers.{}"
-FIRST = LAYER.format(0, 0)
-WINDOW_BUFFERS = (
-    r".*\.relative_position_index",
-    r".*\.relative_coords_table",
-    r".*\.attn_mask",
-)
-"""Constants that older checkpoints carry along: read here, then dropped."""
-
-
-def infer(tensors: Tensors, buffers: Tensors) -> Config:
-    """What the weights, under transformers' names, say about the configuration.
-
-    ``buffers``: those of ``WINDOW_BUFFERS`` that the file has. Without them
-    ``window_size``, ``img_range`` and ``image_size`` are left out. Raises CheckpointError
-    where a parameter that this is read off is missing.
-    """
-    if "swin2sr.embeddings.position_embeddings" in tensors:
-        raise _unsupported("use_absolute_embeddings", True, "False")
-    embed, channels, _, _ = shape_of(tensors, "swin2sr.first_convolution.weight")
-    hidden, _ = shape_of(tensors, f"{FIRST}.intermediate.dense.weight", 2)
-    depths = _depths(tensors)
-    return {
-        "num_channels": channels,
-        "embed_dim": embed,
-        "depths": depths,
-        "num_heads": [
-            shape_of(tensors, f"{LAYER.format(i, 0)}.attention.self.logit_scale", 3)[0]
-            for i in range(len(depths))
-        ],
-        "mlp_ratio": _ratio(hidden, embed),
-        "qkv_bias": f"{FIRST}.attention.self.query.bias" in tensors,
-        "resi_connection": "3conv" if f"{STAGE.format(0)}.conv.0.weight" in tensors else "1conv",
-        **_infer_head(tensors, channels),
-        **_infer_window(buffers, depths),
-    }
-
-
-def _depths(tensors: Tensors) -> list[int]:
-    depths: list[int] = []
-    while depth := count(
-        tensors, lambda j: f"{LAYER.format(len(depths), j)}.attention.self.logit_scale"
-    ):
-        depths.append(depth)
-    if not depths:
-        shape_of(tensors, f"{FIRST}.attention.self.logit_scale", 3)  # raises
-    return depths
-
-
-def _ratio(hidden: int, embed: int) -> float:
-    """The ratio whose product with ``embed``, rounded down, is ``hidden``."""
-    ratio = hidden / embed
-    return ratio if int(ratio * embed) == hidden else (hidden + 0.5) / embed
-
-
-def _infer_head(tensors: Tensors, channels: int) -> Config:
-    if "upsample.conv.weight" in tensors:
-        shuffled = shape_of(tensors, "upsample.conv.weight")[0]
-        for out in (channels, 3, 1):
-            scale = math.isqrt(shuffled // out)
-            if scale * scale * out == shuffled:
-                return {
-                    "upsampler": "pixelshuffledirect",
-                    "upscale": scale,
-                    "num_channels_out": out,
-                }
-        raise _unsupported("upsample.conv.weight", shuffled, "scale**2 * channels outputs")
-    if "upsample.final_convolution.weight" not in tensors:
-        out = shape_of(tensors, "final_convolution.weight")[0]
-        return {"upsampler": "", "upscale": 1, "num_channels_out": out}
-    out = shape_of(tensors, "upsample.final_convolution.weight")[0]
-    if "upsample.conv_up1.weight" in tensors:
-        return {"upsampler": "nearest+conv", "upscale": 4, "num_channels_out": out}
-    aux = "upsample.conv_bicubic.weight" in tensors
-    doublings = count(tensors, "upsample.upsample.convolution_{}.weight".format)
-    return {
-        "upsampler": "pixelshuffle_aux" if aux else "pixelshuffle",
-        "upscale": 3 if "upsample.upsample.convolution.weight" in tensors else 2**doublings,
-        "num_channels_out": out,
-    }
-
-
-def _infer_window(buffers: Tensors, depths: list[int]) -> Config:
-    """``image_size`` only decides whether layers shift: not where it is within a window."""
-    shapes = {re.sub(r".*\.", "", name): tuple(t.shape) for name, t in buffers.items()}
-    if len(shape := shapes.get("relative_position_index", ())) == 2:
-        window = math.isqrt(shape[0])
-    elif len(shape := shapes.get("relative_coords_table", ())) == 4:
-        window = (shape[1] + 1) // 2
-    elif len(shape := shapes.get("attn_mask", ())) == 3:
-        window = math.isqrt(shape[1])
-    else:
-        return {}
-    # main_test_swin2sr.py of the authors: only the JPEG models have windows of 7 (JPEG's own
-    # blocks are 8x8), and only they take values up to 255. The file itself does not say.
-    found: Config = {"window_size": window, "img_range": 255.0 if window == 7 else 1.0}
-    if len(shape := shapes.get("attn_mask", ())) == 3:
-        found["image_size"] = math.isqrt(shape[0]) * window
-    elif max(depths) > 1 and "relative_position_index" in shapes:
-        found["image_size"] = window
-    return found
