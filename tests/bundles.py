@@ -8,9 +8,15 @@ from typing import Any
 import numpy as np
 
 from pixelrt.bundle import (
-    FORMAT,
     MANIFEST,
     Bundle,
+    describe_files,
+    encode_reference,
+    new_bundle,
+    open_bundle,
+)
+from pixelrt.manifest import (
+    FORMAT,
     Component,
     Graph,
     Manifest,
@@ -18,11 +24,7 @@ from pixelrt.bundle import (
     MemoryNeed,
     Reference,
     Source,
-    describe_files,
     encode_manifest,
-    encode_reference,
-    new_bundle,
-    open_bundle,
 )
 from pixelrt.spec import ImageSpec, ReceptiveField, TensorSpec, Tolerance
 

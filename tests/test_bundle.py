@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from pixelrt.bundle import MANIFEST, encode_manifest, new_bundle, open_bundle
+from pixelrt.bundle import MANIFEST, new_bundle, open_bundle
 from pixelrt.errors import BundleError, OutputError
+from pixelrt.manifest import encode_manifest
 from tests.bundles import write_bundle
 
 

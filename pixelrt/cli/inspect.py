@@ -6,8 +6,9 @@ import json
 
 import click
 
-from pixelrt.bundle import Bundle, Source, encode_manifest, open_bundle
+from pixelrt.bundle import Bundle, open_bundle
 from pixelrt.cli.terminal import table
+from pixelrt.manifest import Source, encode_manifest
 from pixelrt.runtime.load import bundle_path
 from pixelrt.spec import ImageSpec, ReceptiveField, TensorSpec
 

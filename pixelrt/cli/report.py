@@ -17,7 +17,7 @@ from string import Template
 import numpy as np
 
 import pixelrt
-from pixelrt.bundle import Bundle, Source
+from pixelrt.bundle import Bundle
 from pixelrt.cli import report_pictures as pictures
 from pixelrt.cli.report_check import (
     badge,
@@ -31,6 +31,7 @@ from pixelrt.cli.report_check import (
 )
 from pixelrt.cli.report_markup import Html, element, markup, table
 from pixelrt.files import atomic_write
+from pixelrt.manifest import Source
 from pixelrt.runtime.backends.base import BackendInfo
 from pixelrt.runtime.machine import processor_name, usable_cpus
 from pixelrt.runtime.verify import MACHINE_SLACK, Check

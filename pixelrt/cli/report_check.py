@@ -7,10 +7,11 @@ from itertools import groupby
 
 import numpy as np
 
-from pixelrt.bundle import Bundle, Reference
+from pixelrt.bundle import Bundle
 from pixelrt.cli import report_pictures as pictures
 from pixelrt.cli.report_markup import Html, element, table
 from pixelrt.fidelity import PSNR_CEILING
+from pixelrt.manifest import Reference
 from pixelrt.runtime.verify import Check
 
 SHOWN_WIDTH = 400

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
-from pixelrt.bundle import Bundle, GraphRole, open_bundle
+from pixelrt.bundle import Bundle, open_bundle
 from pixelrt.cli.report import write_report
 from pixelrt.cli.terminal import note
 from pixelrt.errors import BackendError, CheckError
+from pixelrt.manifest import GraphRole
 from pixelrt.runtime.backends.base import Backend
 from pixelrt.runtime.backends.select import BACKENDS, PassedOver, find_backend
 from pixelrt.runtime.load import bundle_path

@@ -9,13 +9,13 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from pixelrt.bundle import Graph, Measured
 from pixelrt.errors import ExportError
 from pixelrt.export.recipe import Recipe
 from pixelrt.export.samples import Sample, to_core
 from pixelrt.fidelity import Comparison, compare, histogram
 from pixelrt.geometry import Size
 from pixelrt.grid import grid_size, pad_image
+from pixelrt.manifest import Graph, Measured
 from pixelrt.spec import ImageSpec
 
 BACKEND = "onnxruntime-cpu"

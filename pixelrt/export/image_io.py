@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from pixelrt.bundle import Graph
 from pixelrt.export.to_onnx import IMAGE_IN, IMAGE_OUT, OPSET
+from pixelrt.manifest import Graph
 from pixelrt.spec import ImageSpec, TensorSpec
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pixelrt.bundle import MemoryNeed
 from pixelrt.errors import ExportError
+from pixelrt.manifest import MemoryNeed
 from pixelrt.spec import ImageSpec
 
 SMALL_SIDE, LARGE_SIDE = 64, 224

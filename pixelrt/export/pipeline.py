@@ -15,9 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pixelrt
-from pixelrt.bundle import (
+from pixelrt.bundle import MANIFEST, describe_files, encode_reference, new_bundle
+from pixelrt.errors import OutputError, UsageError
+from pixelrt.export import check, image_io, memory, receptive_field, registry, to_onnx
+from pixelrt.export.checkpoint import open_checkpoint
+from pixelrt.export.recipe import Config, Network, Recipe
+from pixelrt.export.samples import Sample, make_samples, reference_output
+from pixelrt.export.workspace import Workspace
+from pixelrt.manifest import (
     FORMAT,
-    MANIFEST,
     Component,
     Graph,
     Manifest,
@@ -25,17 +31,8 @@ from pixelrt.bundle import (
     MemoryNeed,
     Reference,
     Source,
-    describe_files,
     encode_manifest,
-    encode_reference,
-    new_bundle,
 )
-from pixelrt.errors import OutputError, UsageError
-from pixelrt.export import check, image_io, memory, receptive_field, registry, to_onnx
-from pixelrt.export.checkpoint import open_checkpoint
-from pixelrt.export.recipe import Config, Network, Recipe
-from pixelrt.export.samples import Sample, make_samples, reference_output
-from pixelrt.export.workspace import Workspace
 from pixelrt.spec import ReceptiveField
 
 SUFFIX = ".pixelrt"

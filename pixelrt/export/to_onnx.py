@@ -13,9 +13,9 @@ import onnx_ir as ir
 import torch
 from torch.export import Dim
 
-from pixelrt.bundle import Graph
 from pixelrt.errors import ExportError
 from pixelrt.export.recipe import Network
+from pixelrt.manifest import Graph
 from pixelrt.spec import ImageSpec, TensorSpec
 
 OPSET = 18

@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 from pixelrt.errors import ImageError, OutputError, UsageError
 from pixelrt.files import atomic_write
 from pixelrt.runtime import exif as exif_block
-from pixelrt.runtime import planes
+from pixelrt.runtime import stripes
 from pixelrt.runtime.image import FORMATS, Picture
 from pixelrt.runtime.metadata import Metadata, colour_kind, descriptive, profile_fits, upright_xmp
 from pixelrt.runtime.pillow_guard import guarded
@@ -74,7 +74,7 @@ def write_picture(
     job = _plan(picture, kind)
     check_size(kind, picture.pixels.shape[1], picture.pixels.shape[0])
     with guarded() as warnings:
-        image = planes.pack(picture.pixels, job.alpha)
+        image = stripes.pack(picture.pixels, job.alpha)
         options = _OPTIONS[kind](job, quality)
         with atomic_write(path, overwrite=overwrite) as file:
             _save(image, file, kind, options, path)
@@ -132,7 +132,7 @@ def check_alpha(kind: str, has_alpha: bool) -> None:
 class _Job:
     """What of a picture the format can hold; ``notes`` says what it cannot."""
 
-    alpha: planes.Pixels | None
+    alpha: stripes.Pixels | None
     metadata: dict[str, Any]
     raw_bytes: int
     notes: list[str] = field(default_factory=list)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from pixelrt.errors import ImageError, PixelrtError
-from pixelrt.runtime import planes, sniff
+from pixelrt.runtime import sniff, stripes
 from pixelrt.runtime.metadata import Metadata, colour_kind, profile_fits, read_metadata
 from pixelrt.runtime.pillow_guard import guarded
 
@@ -114,7 +114,7 @@ def picture_from_pil(image: Image.Image) -> Picture:
 
 def picture_to_pil(picture: Picture) -> Image.Image:
     """A Pillow image of mode L, LA, RGB or RGBA with the metadata in its ``info``."""
-    image = planes.pack(picture.pixels, picture.alpha)
+    image = stripes.pack(picture.pixels, picture.alpha)
     metadata = picture.metadata
     image.info.update(metadata.text)
     exif = b"Exif\0\0" + metadata.exif if metadata.exif else None
@@ -241,7 +241,7 @@ def _decode(image: Image.Image, notes: list[str]) -> Picture:
     convert = None
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         convert, profile = _to_rgb(image, profile, notes)
-    pixels, alpha = planes.unpack(image, turn, convert)
+    pixels, alpha = stripes.unpack(image, turn, convert)
     if profile and not profile_fits(profile, pixels.shape[2]):
         notes.append(f"the {colour_kind(profile)} colour profile does not fit and was left out")
         profile = None
@@ -258,7 +258,7 @@ def _scale_low_grey_transparency(image: Image.Image) -> None:
 
 def _to_rgb(
     image: Image.Image, profile: bytes | None, notes: list[str]
-) -> tuple[planes.Convert, bytes | None]:
+) -> tuple[stripes.Convert, bytes | None]:
     """How a stripe of CMYK, YCbCr or Lab becomes RGB, and the profile that RGB then has."""
     notes.append(f"{image.mode} was converted to RGB")
     if image.mode == "CMYK" and profile and colour_kind(profile) == "CMYK":

@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from pixelrt.bundle import Manifest
 from pixelrt.errors import OutOfMemoryError, UsageError
 from pixelrt.geometry import Size, TilePlan, choose_tile, plan_tiles, round_up
 from pixelrt.grid import grid_size, library_size
+from pixelrt.manifest import Manifest
 from pixelrt.runtime.machine import available_memory
 
 MEMORY_SHARE = 0.5

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelrt.bundle import Bundle, GraphRole, Reference
+from pixelrt.bundle import Bundle
 from pixelrt.cache import cache_folder
 from pixelrt.errors import FidelityError, OutputError
 from pixelrt.fidelity import Comparison, compare
 from pixelrt.files import atomic_write
 from pixelrt.geometry import Size
 from pixelrt.grid import grid_size, pad_image
+from pixelrt.manifest import GraphRole, Reference
 from pixelrt.runtime.backends.base import Array, BackendInfo, Session
 from pixelrt.runtime.machine import processor_name
 

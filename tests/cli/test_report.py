@@ -18,21 +18,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixelrt.bundle import (
-    Bundle,
-    Component,
-    Manifest,
-    Measured,
-    MemoryNeed,
-    Reference,
-    Source,
-    encode_reference,
-)
+from pixelrt.bundle import Bundle, encode_reference
 from pixelrt.cli import report_pictures as pictures
 from pixelrt.cli.report import write_report
 from pixelrt.cli.report_markup import Html, element, markup
 from pixelrt.errors import OutputError
 from pixelrt.fidelity import compare, histogram
+from pixelrt.manifest import Component, Manifest, Measured, MemoryNeed, Reference, Source
 from pixelrt.runtime.backends.base import BackendInfo
 from pixelrt.runtime.verify import IMAGE_MIN_PSNR, LEVEL, Check
 from pixelrt.spec import ImageSpec, ReceptiveField, Tolerance

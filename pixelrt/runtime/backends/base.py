@@ -8,7 +8,8 @@ from typing import Any, Protocol, Self
 
 from numpy.typing import NDArray
 
-from pixelrt.bundle import Bundle, Graph
+from pixelrt.bundle import Bundle
+from pixelrt.manifest import Graph
 from pixelrt.spec import TensorSpec
 
 Array = NDArray[Any]

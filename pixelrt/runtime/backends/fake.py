@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Self
 
-from pixelrt.bundle import Bundle, Graph
+from pixelrt.bundle import Bundle
 from pixelrt.errors import BackendError
+from pixelrt.manifest import Graph
 from pixelrt.runtime.backends.base import Array, BackendInfo
 from pixelrt.spec import TensorSpec
 

@@ -6,8 +6,9 @@ import importlib.util
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Self
 
-from pixelrt.bundle import Bundle, Graph
+from pixelrt.bundle import Bundle
 from pixelrt.errors import BackendError, OutOfMemoryError
+from pixelrt.manifest import Graph
 from pixelrt.runtime.backends.base import Array, BackendInfo
 from pixelrt.runtime.machine import processor_name, usable_cpus
 from pixelrt.spec import TensorSpec

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pixelrt.bundle import Bundle, GraphRole
+from pixelrt.bundle import Bundle
 from pixelrt.errors import BackendError, UsageError
+from pixelrt.manifest import GraphRole
 from pixelrt.runtime.backends.base import Backend, Session
 from pixelrt.runtime.backends.onnxruntime import INSTALL_HINT, OnnxRuntimeCpu
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 
-from pixelrt.bundle import Bundle, GraphRole, Manifest
+from pixelrt.bundle import Bundle
 from pixelrt.errors import ImageError, UsageError
 from pixelrt.geometry import Size, TilePlan
 from pixelrt.grid import pad_image
+from pixelrt.manifest import GraphRole, Manifest
 from pixelrt.runtime.backends.base import Array, Backend, BackendInfo, Session
 from pixelrt.runtime.backends.select import BACKENDS, PassedOver, open_session
 from pixelrt.runtime.pipelines.planes import Route, route_planes

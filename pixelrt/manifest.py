@@ -1,0 +1,107 @@
+"""``manifest.json``: what a bundle says of itself. ``docs/bundle-format.md`` is normative."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from pixelrt.spec import ImageSpec, ReceptiveField, TensorSpec, Tolerance
+
+FORMAT = 1
+
+GraphRole = Literal["image", "core"]
+"""``image``: uint8 NHWC in and out. ``core``: float32 NCHW in [0, 1] in, unclamped out."""
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """What a file of the bundle must be, bit for bit."""
+
+    sha256: str
+    bytes: int
+
+
+class Source(msgspec.Struct, frozen=True):
+    """Where the weights came from: a checkpoint's digest, or the seed of random ones."""
+
+    kind: Literal["checkpoint", "random"]
+    name: str
+    sha256: str = ""
+    seed: int | None = None
+
+
+class Graph(msgspec.Struct, frozen=True):
+    """One ONNX graph. ``data`` lists its external weight files."""
+
+    role: GraphRole
+    file: str
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    data: list[str] = []
+    opset: int = 18
+
+
+class Component(msgspec.Struct, frozen=True):
+    """A network of the bundle and its graphs, which share their weights."""
+
+    name: str
+    precision: str
+    graphs: list[Graph]
+
+    def graph(self, role: GraphRole) -> Graph:
+        return next(g for g in self.graphs if g.role == role)
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """A sample: ``input`` uint8 (1, H, W, C) and PyTorch's fp32 ``output``.
+
+    ``output`` is float32 (1, C, scale*H, scale*W) of the ``core`` graph, cropped where
+    H and W are off the grid. Both are in the file ``file`` (npz).
+    """
+
+    name: str
+    kind: Literal["photo", "noise"]
+    file: str
+    height: int
+    width: int
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """Fidelity of one sample on one backend, as measured when the bundle was made."""
+
+    backend: str
+    sample: str
+    max_abs: float
+    psnr: float
+
+
+class MemoryNeed(msgspec.Struct, frozen=True):
+    """Estimate of what a run of the ``core`` graph holds at its peak, in bytes."""
+
+    fixed: int
+    per_pixel: int
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """``manifest.json``."""
+
+    format: int
+    name: str
+    family: str
+    variant: str
+    config: dict[str, Any]
+    source: Source
+    image: ImageSpec
+    receptive_field: ReceptiveField
+    tolerance: Tolerance
+    memory: MemoryNeed
+    components: list[Component]
+    references: list[Reference]
+    fidelity: list[Measured]
+    made_by: dict[str, str]
+    files: dict[str, FileEntry]
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Manifest as indented JSON, stable for equal manifests."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
