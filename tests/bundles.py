@@ -71,7 +71,7 @@ def _reference(spec: ImageSpec) -> bytes:
     rng = np.random.default_rng(0)
     side = spec.minimum + 8
     pixels = rng.integers(0, 256, (1, side, side, spec.channels_in), dtype=np.uint8)
-    values = pixels.astype(np.float32) * np.float32(1 / 255)
+    values = pixels.astype(np.float32) / np.float32(255)
     high = nearest(spec.scale)(values)[..., : spec.channels_out]
     return encode_reference(pixels, np.ascontiguousarray(high.transpose(0, 3, 1, 2)))
 

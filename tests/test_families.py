@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pixelrt.bundle import Bundle
 from pixelrt.export.recipe import Network
 from pixelrt.export.registry import RECIPES, get
 from pixelrt.fidelity import compare
 from pixelrt.geometry import Size
-from pixelrt.grid import grid_size, pad_image
+from pixelrt.grid import grid_size, library_size, pad_image
 from pixelrt.runtime.pipelines.image import ImageModel
 from pixelrt.runtime.pipelines.planes import luma
 from pixelrt.runtime.planning import RunOptions
@@ -158,3 +159,33 @@ def test_a_smaller_halo_shows(make_bundle: Callable[..., Bundle], photo: Any) ->
         assert measured.max_abs > 1e-4
         sixty = model.run_core(values, RunOptions(tile=96, halo="60dB"))
         assert compare(whole, sixty).psnr >= 60
+
+
+@pytest.mark.slow
+def test_library_padding_is_that_of_the_processor(
+    make_bundle: Callable[..., Bundle], photo: Any
+) -> None:
+    """Bit for bit what transformers' processor feeds, and its result once cropped."""
+    from transformers.models.swin2sr.image_processing_pil_swin2sr import Swin2SRImageProcessorPil
+
+    family, config = CASES["swin2sr-direct-x2"]
+    network, bundle = get(family).random(config, 0), make_bundle(family, config)
+    processor = Swin2SRImageProcessorPil()
+    for width, height in ((50, 37), (64, 48)):
+        pixels = resized(photo, width, height)
+        fed = processor(Image.fromarray(pixels), return_tensors="np")["pixel_values"]
+        padded = pad_image(
+            pixels[None], library_size(Size(height, width), bundle.manifest.image), "symmetric"
+        )
+        ours = (padded.astype(np.float32) / np.float32(255)).transpose(0, 3, 1, 2)
+        np.testing.assert_array_equal(fed, ours)
+        with torch.inference_mode():
+            want = network.reference(torch.from_numpy(fed)).numpy()
+        values = (pixels.astype(np.float32) / np.float32(255)).transpose(2, 0, 1)[None].copy()
+        with ImageModel(bundle) as model:
+            got = model.run_core(values, RunOptions(pad="library"))
+            levels = model(pixels, pad="library")
+        want = want[:, :, : 2 * height, : 2 * width]
+        assert compare(want, got).max_abs <= 5e-5
+        rounded = np.rint(np.clip(want[0], 0, 1).transpose(1, 2, 0) * 255)
+        assert np.abs(rounded - levels).max() <= 1

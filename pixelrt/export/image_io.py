@@ -15,7 +15,8 @@ from pixelrt.spec import ImageSpec, TensorSpec
 def write_image_graph(core: Graph, spec: ImageSpec, folder: Path) -> Graph:
     """Write ``image.onnx`` beside ``core.onnx``, sharing its weight file.
 
-    In: cast, transpose, times 1/255. Out: clamp to [0, 1], times 255, round half to even,
+    In: cast, transpose, divide by 255 (as the image libraries do; a product with 1/255
+    rounds otherwise). Out: clamp to [0, 1], times 255, round half to even,
     transpose, cast. TensorRT takes uint8 only into and out of a cast, so the casts stand
     outermost.
     """
@@ -49,8 +50,8 @@ def _read_image(graph: ir.Graph, spec: ImageSpec) -> None:
     )
     cast = ir.node("Cast", [image], {"to": ir.DataType.FLOAT}, name="image_to_float")
     chw = ir.node("Transpose", [cast.outputs[0]], {"perm": [0, 3, 1, 2]}, name="image_to_chw")
-    scale = _constant(graph, "image_in_scale", 1 / 255)
-    unit = ir.node("Mul", [chw.outputs[0], scale], name="image_to_unit")
+    peak = _constant(graph, "image_in_peak", 255.0)
+    unit = ir.node("Div", [chw.outputs[0], peak], name="image_to_unit")
     _name_outputs(cast, chw, unit)
     for node, index in list(pixels.uses()):
         node.replace_input_with(index, unit.outputs[0])
@@ -64,7 +65,7 @@ def _write_image(graph: ir.Graph, spec: ImageSpec) -> None:
     high = [d if isinstance(d, int) else str(d.value) for d in list(output.shape or [])[2:]]
     low, top = _constant(graph, "image_low", 0.0), _constant(graph, "image_high", 1.0)
     clamp = ir.node("Clip", [output, low, top], name="output_clamp")
-    peak = _constant(graph, "image_out_scale", 255.0)
+    peak = _constant(graph, "image_out_peak", 255.0)
     scaled = ir.node("Mul", [clamp.outputs[0], peak], name="output_to_levels")
     rounded = ir.node("Round", [scaled.outputs[0]], name="output_round")
     hwc = ir.node("Transpose", [rounded.outputs[0]], {"perm": [0, 2, 3, 1]}, name="output_to_hwc")

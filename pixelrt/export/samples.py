@@ -86,7 +86,7 @@ def _sample(name: str, pixels: NDArray[np.uint8], spec: ImageSpec) -> Sample:
 def to_core(pixels: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]:
     """uint8 (1, H, W, C) to what the core graph takes: padded, float32 NCHW in [0, 1]."""
     padded = pad_image(pixels, grid_size(Size(*pixels.shape[1:3]), spec), spec.pad_mode)
-    values = padded.astype(np.float32) * np.float32(1 / 255)
+    values = padded.astype(np.float32) / np.float32(255)
     return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
 
 

@@ -86,7 +86,7 @@ def run_padded(
     if role == "image":
         result = session.infer({name: np.ascontiguousarray(padded)})[session.outputs[0].name]
         return result[:, : high.height, : high.width]
-    values = (padded.astype(np.float32) * np.float32(LEVEL)).transpose(0, 3, 1, 2)
+    values = (padded.astype(np.float32) / np.float32(255)).transpose(0, 3, 1, 2)
     result = session.infer({name: np.ascontiguousarray(values)})[session.outputs[0].name]
     return result[:, :, : high.height, : high.width]
 

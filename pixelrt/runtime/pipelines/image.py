@@ -190,7 +190,7 @@ class ImageModel:
     def _infer_wide(self, tiles: Array) -> Array:
         """uint16 or float32 tiles through the float graph, in their own range again."""
         peak = PEAKS[tiles.dtype.name]
-        values = self._infer_core(tiles.astype(np.float32) * np.float32(1 / peak))
+        values = self._infer_core(tiles.astype(np.float32) / np.float32(peak))
         values = np.clip(values, 0, 1)
         return values if peak == 1 else np.rint(values * peak).astype(tiles.dtype)
 
