@@ -1,7 +1,7 @@
 """Every family and variant the whole way: weights → bundle → photographs of any size.
 
-Networks are small in width and depth and complete in kind; the real configurations are
-built and exported in ``test_full_size``.
+Networks are small in width and depth and complete in kind; what is particular to the full size
+(names, shapes, detection) is tested family by family under ``tests/export``.
 """
 
 from __future__ import annotations
