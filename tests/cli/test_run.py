@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -231,16 +230,39 @@ def test_a_file_that_cannot_grow_leaves_nothing(bundle: str, picture: Path, tmp_
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 4096
 
 
+SLOW_TILES = """
+import sys, time
+from pixelrt.cli.main import run
+from pixelrt.runtime.pipelines import image
+
+run_plan = image.run_plan
+
+def slow(*arguments, **options):
+    def tell(done, total):
+        print(done, total, flush=True)
+        time.sleep(0.2)
+    run_plan(*arguments, **{**options, "progress": tell})
+
+image.run_plan = slow
+sys.exit(run(sys.argv[1:]))
+"""
+
+
 def test_interrupt_in_the_middle_leaves_nothing(bundle: str, photo: Any, tmp_path: Path) -> None:
+    """Ctrl-C after the first of many tiles, each of which is made to take a moment."""
     source, target = tmp_path / "large.png", tmp_path / "out" / "large.png"
-    Image.fromarray(resized(photo, 2400, 2000)).save(source, compress_level=1)
+    Image.fromarray(resized(photo, 1200, 1000)).save(source, compress_level=1)
     target.parent.mkdir()
-    # a tile a call: many places to be interrupted in
-    command = [sys.executable, "-m", "pixelrt", "run", bundle, str(source), "-o", str(target)]
+    arguments = ["run", bundle, str(source), "-o", str(target), "--tile", "128"]
     process = subprocess.Popen(
-        [*command, "--tile", "96"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SLOW_TILES, *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    time.sleep(3)
+    assert process.stdout is not None
+    started = [process.stdout.readline() for _ in range(2)]
+    assert started[1].split() == ["1", started[0].split()[1]]
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
