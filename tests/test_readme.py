@@ -12,6 +12,9 @@ import torch
 from PIL import Image
 
 from pixelrt.cli.main import run
+from pixelrt.engines import build
+from pixelrt.engines.build import TensorRT
+from tests.engines.support import required_tensorrt
 from tests.export.test_swin2sr import authors_file
 
 ROOT = Path(__file__).parents[1]
@@ -34,13 +37,20 @@ def test_commands(tmp_path: Path, photo: Any, monkeypatch: pytest.MonkeyPatch) -
     weights = authors_file({"upsampler": "pixelshuffle", "upscale": 2}).tensors
     torch.save({"params": weights}, "Swin2SR_ClassicalSR_X2_64.pth")
     found = commands()
-    assert [command[0] for command in found] == ["run", "export", "verify", "run"]
+    assert [command[0] for command in found] == ["run", "export", "verify", "run", "build"]
+    trt = required_tensorrt()
+    monkeypatch.setattr(
+        build, "load_tensorrt", lambda _: TensorRT(trt.module, "tensorrt-rtx", trt.version)
+    )
     for command in found:
-        assert run(command) == 0, command
+        # the kind of TensorRT that asks for no GPU
+        more = ["--backend", "tensorrt-rtx"] if command[0] == "build" else []
+        assert run([*command, *more]) == 0, command
     for place in ("photo-x2.jpg", "upscaled/a.png"):
         with Image.open(place) as image:
             assert image.size == (140, 120)
-    assert Path("report.html").is_file()
+    for place in ("report.html", "swin2sr-x2.plan", "swin2sr-x2.plan.json"):
+        assert Path(place).is_file()
 
 
 def test_scripts_are_executable() -> None:

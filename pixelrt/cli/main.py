@@ -15,6 +15,7 @@ USAGE = 2
 
 VERBS = {
     "export": "Turn a PyTorch checkpoint into a verified bundle.",
+    "build": "Build a TensorRT plan from a bundle.",
     "run": "Run images through a bundle.",
     "verify": "Hold backends against a bundle's reference outputs.",
     "inspect": "Describe a bundle.",

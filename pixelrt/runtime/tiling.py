@@ -43,12 +43,13 @@ def run_plan(
         group = jobs[start : start + per_call]
         reads = [images[index, *tile.read.slices] for index, tile in group]
         for (index, tile), values in zip(group, infer(np.stack(reads)), strict=True):
-            _keep_core(tile, values, out[index], scale)
+            keep_core(tile, values, out[index], scale)
         if progress:
             progress(start + len(group), len(jobs))
 
 
-def _keep_core(tile: Tile, values: Array, out: Array, scale: int) -> None:
+def keep_core(tile: Tile, values: Array, out: Array, scale: int) -> None:
+    """Copy the core of a tile's result ``values`` (H, W, C) to its place in ``out``."""
     target = tile.core.scaled(scale).clipped(Size(*out.shape[:2]))
     source = target.relative_to(tile.read.scaled(scale))
     out[target.slices] = values[source.slices]

@@ -1,0 +1,1 @@
+"""ONNX graphs to TensorRT plans. Imports neither ``export`` nor ``runtime``."""

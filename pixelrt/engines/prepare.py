@@ -1,0 +1,94 @@
+"""From a bundle's float32 graph to the one that a plan is built from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from pixelrt.bundle import Bundle
+from pixelrt.engines.calibrate import Feed, Runner, measure_shapes
+from pixelrt.engines.passes.clean import clean
+from pixelrt.engines.passes.fold_constants import fold_constants
+from pixelrt.engines.passes.instance_norm import write_out_instance_norms
+from pixelrt.engines.precision import Converted, Policy, convert
+from pixelrt.engines.profiles import Shape
+from pixelrt.errors import FidelityError
+from pixelrt.fidelity import compare
+from pixelrt.geometry import Size
+from pixelrt.grid import grid_size, pad_image
+from pixelrt.manifest import Graph, Reference
+
+SLACK = 4.0
+"""A rewritten graph sums in another order than the one that was exported: its error may be
+this many times the tolerance of the export."""
+
+
+def prepare_graph(
+    bundle: Bundle, graph: Graph, shape: Shape, policy: Policy | None, file: Path
+) -> Converted | None:
+    """Write the graph for TensorRT to ``file``, its weights beside it.
+
+    Constants are folded, norms written out for pictures of ``shape``; what results has to
+    give the bundle's reference outputs. With a ``policy`` it is then converted on the
+    bundle's samples, and what was converted is returned.
+
+    Raises ``FidelityError`` where the rewritten graph is wrong or misses the policy's target.
+    """
+    model = ir.load(bundle.path(graph.file))
+    ir.external_data.load_to_model(model)
+    model = clean(fold_constants(model))
+    model = write_out_instance_norms(model, measure_shapes(model, _blank(graph, shape)))
+    references = bundle.manifest.references
+    feeds = [_feed(bundle, graph, sample) for sample in references]
+    _check(bundle, graph, model, feeds)
+    converted = convert(model, feeds, policy) if policy else None
+    ir.save(converted.model if converted else model, file, external_data=f"{file.name}.data")
+    return converted
+
+
+def _blank(graph: Graph, shape: Shape) -> Feed:
+    channels = next(side for side in graph.inputs[0].shape if isinstance(side, int))
+    if graph.role == "image":
+        return _input(graph, np.zeros((1, shape.height, shape.width, channels), np.uint8))
+    return _input(graph, np.zeros((1, channels, shape.height, shape.width), np.float32))
+
+
+def _input(graph: Graph, array: NDArray[np.generic]) -> Feed:
+    return {graph.inputs[0].name: np.ascontiguousarray(array)}
+
+
+def _feed(bundle: Bundle, graph: Graph, sample: Reference) -> Feed:
+    """A reference sample, padded to the grid, as the graph takes it."""
+    spec = bundle.manifest.image
+    pixels, _ = bundle.reference(sample)
+    size = grid_size(Size(sample.height, sample.width), spec)
+    padded = pad_image(pixels, size, spec.pad_mode)
+    if graph.role == "image":
+        return _input(graph, padded)
+    return _input(graph, (padded.astype(np.float32) / np.float32(255)).transpose(0, 3, 1, 2))
+
+
+def _check(bundle: Bundle, graph: Graph, model: ir.Model, feeds: list[Feed]) -> None:
+    """Hold the rewritten graph against PyTorch's outputs."""
+    name = graph.outputs[0].name
+    run = Runner(model, [name])
+    for sample, feed in zip(bundle.manifest.references, feeds, strict=True):
+        _, expected = bundle.reference(sample)
+        height, width = expected.shape[2:]
+        if graph.role == "image":
+            got = run(feed)[name][:, :height, :width].transpose(0, 3, 1, 2)
+            expected, limit = np.rint(np.clip(expected, 0, 1) * 255), 1.0
+        else:
+            got = run(feed)[name][:, :, :height, :width]
+            limit = bundle.manifest.tolerance.max_abs * SLACK
+        result = compare(expected, got)
+        if not result.max_abs <= limit:
+            raise FidelityError(
+                f"the graph of {bundle.manifest.name} rewritten for TensorRT is wrong",
+                found=f"{result} on sample {sample.name}",
+                expected=f"max abs at most {limit:.1e}",
+                hint="report this with the bundle's manifest: it is a fault of a graph pass",
+            )

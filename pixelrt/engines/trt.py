@@ -1,0 +1,269 @@
+"""TensorRT's Python module: found, its callbacks made safe, its products counted.
+
+TensorRT calls back from C++ that cannot carry an exception; nothing here lets one through.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+import re
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pixelrt.engines.report import Product
+from pixelrt.engines.target import Flavour
+from pixelrt.errors import BackendError
+
+Progress = Callable[[str, int, int], None]
+"""``progress(phase, step, steps)``; called from the thread that builds."""
+
+MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+MAJORS: dict[Flavour, tuple[int, ...]] = {"tensorrt": (10, 11), "tensorrt-rtx": (1,)}
+HINTS: dict[Flavour, str] = {
+    "tensorrt": "pip install 'pixelrt[tensorrt]'",
+    "tensorrt-rtx": "install the Python wheel of NVIDIA's TensorRT for RTX beside "
+    "'pixelrt[tensorrt]', or use --backend tensorrt",
+}
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class TensorRT:
+    """A TensorRT Python module, which kind it is and its version."""
+
+    module: Any
+    flavour: Flavour
+    version: str
+
+    @property
+    def major(self) -> int:
+        return int(self.version.split(".")[0])
+
+    def __str__(self) -> str:
+        return f"{self.flavour} {self.version}"
+
+
+def load_tensorrt(flavour: Flavour) -> TensorRT:
+    """Import ``tensorrt`` or ``tensorrt_rtx``.
+
+    Raises ``BackendError`` where it is missing, does not load or is a version we do not know.
+    """
+    name = MODULES[flavour]
+    try:
+        module = importlib.import_module(name)
+    except (ImportError, OSError) as exc:
+        missing = isinstance(exc, ModuleNotFoundError) and exc.name == name
+        raise BackendError(
+            f"{name} is not installed" if missing else f"{name} is installed but does not load",
+            found=str(exc),
+            hint=HINTS[flavour],
+        ) from exc
+    return use_module(module, flavour)
+
+
+def use_module(module: Any, flavour: Flavour) -> TensorRT:
+    """A module that is imported already; ``BackendError`` for versions that we do not know."""
+    version = str(getattr(module, "__version__", ""))
+    majors = MAJORS[flavour]
+    if version.split(".")[0] not in map(str, majors):
+        raise BackendError(
+            f"this version of {flavour} is not supported",
+            found=version or "no version",
+            expected=" or ".join(f"{major}.x" for major in majors),
+            hint=HINTS[flavour],
+        )
+    return TensorRT(module, flavour, version)
+
+
+class Told:
+    """What a build said: problems as they are, and the layer information."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.warnings: list[str] = []
+        self.layers = ""
+
+    @property
+    def words(self) -> str:
+        """TensorRT's own words for what went wrong."""
+        return "; ".join(self.errors) or "; ".join(self.warnings) or "nothing was said"
+
+
+@functools.cache
+def logger_of(module: Any) -> Any:
+    """The one logger of this process: TensorRT keeps the first that it is given for good.
+
+    Set its ``told`` before a build.
+    """
+
+    class Logger(module.ILogger):  # type: ignore[misc]  # TensorRT has no types
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self.told = Told()
+
+        def log(self, severity: Any, message: str) -> None:
+            if "Layers:\n" in message:
+                self.told.layers = message
+            elif severity in (module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR):
+                self.told.errors.append(message)
+            elif severity == module.ILogger.WARNING:
+                self.told.warnings.append(message)
+
+    return Logger()
+
+
+class Watch:
+    """Passes progress on and says when to stop; keeps what a caller's function raised."""
+
+    def __init__(self, progress: Progress | None, cancelled: Callable[[], bool] | None) -> None:
+        self.progress = progress
+        self.cancelled = cancelled
+        self.stop = threading.Event()
+        self.phase = ""
+        self.failure: BaseException | None = None
+
+    def tell(self, phase: str, step: int, steps: int) -> bool:
+        """Whether to go on."""
+        self.phase = phase
+        try:
+            if self.progress:
+                self.progress(phase, step, steps)
+            if self.cancelled and self.cancelled():
+                self.stop.set()
+        except BaseException as exc:  # noqa: BLE001  # C++ cannot carry it; raised after the build
+            self.failure = self.failure or exc
+            self.stop.set()
+        return not self.stop.is_set()
+
+
+def monitor_of(module: Any, watch: Watch) -> Any:
+    """An ``IProgressMonitor`` that tells ``watch``."""
+
+    class Monitor(module.IProgressMonitor):  # type: ignore[misc]  # TensorRT has no types
+        def __init__(self) -> None:
+            module.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.steps[phase_name] = num_steps
+            watch.tell(phase_name, 0, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            steps = self.steps.get(phase_name, 0)
+            return watch.tell(phase_name, min(step + 1, steps), steps)
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.steps.pop(phase_name, None)
+
+    return Monitor()
+
+
+def in_thread(work: Callable[[], Result], watch: Watch) -> Result:
+    """Run ``work`` in a thread of its own, so that Ctrl-C never strikes inside TensorRT.
+
+    Ctrl-C sets ``watch.stop``; the build ends at its next step, then ``KeyboardInterrupt``
+    goes on from here.
+    """
+    result: list[Result] = []
+    failure: list[BaseException] = []
+    done = threading.Event()
+
+    def target() -> None:
+        try:
+            result.append(work())
+        except BaseException as exc:  # noqa: BLE001  # raised again in the caller's thread
+            failure.append(exc)
+        finally:
+            done.set()
+
+    thread = threading.Thread(target=target, name="pixelrt-build")
+    interrupted = False
+    thread.start()
+    try:
+        while not done.is_set():
+            try:
+                done.wait(0.1)
+            except KeyboardInterrupt:
+                interrupted = True
+                watch.stop.set()
+    finally:
+        if not done.is_set():
+            watch.stop.set()
+        thread.join()
+    if interrupted:
+        raise KeyboardInterrupt
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+# --- what there is to compute -----------------------------------------------------------
+
+
+def products_of(module: Any, network: Any) -> tuple[Product, ...]:
+    """Convolutions and matrix products of a parsed network whose input shapes are fixed.
+
+    Those with a dimension that only a run can tell are left out.
+    """
+    kinds = module.LayerType
+    classes = {
+        kinds.CONVOLUTION: (module.IConvolutionLayer, _convolution),
+        kinds.DECONVOLUTION: (module.IDeconvolutionLayer, _deconvolution),
+        kinds.MATRIX_MULTIPLY: (module.IMatrixMultiplyLayer, _matrix_product),
+        kinds.EINSUM: (module.IEinsumLayer, _einsum),
+    }
+    found = []
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type in classes:
+            layer.__class__, count = classes[layer.type]
+            work = count(module, layer)
+            if work > 0:
+                dtype = layer.get_input(0).dtype.name
+                found.append(Product(_node_of(layer), work, _DTYPES.get(dtype, dtype.lower())))
+    return tuple(found)
+
+
+def _node_of(layer: Any) -> str:
+    named = re.match(r"\[ONNX Layer: (.*)\]$", layer.metadata or "")
+    return named[1] if named else str(layer.name)
+
+
+def _volume(dims: Iterable[int]) -> int:
+    """Number of elements; 0 where a dimension is not known."""
+    return math.prod(max(dim, 0) for dim in dims)
+
+
+def _kernel(layer: Any) -> int:
+    """Positions of a filter that each output (or input) element meets."""
+    return _volume(layer.kernel_size_nd)
+
+
+def _convolution(module: Any, layer: Any) -> int:
+    inputs, outputs = layer.get_input(0).shape, layer.get_output(0).shape
+    return _volume(outputs) * _kernel(layer) * int(inputs[1]) // int(layer.num_groups)
+
+
+def _deconvolution(module: Any, layer: Any) -> int:
+    inputs, outputs = layer.get_input(0).shape, layer.get_output(0).shape
+    return _volume(inputs) * _kernel(layer) * int(outputs[1]) // int(layer.num_groups)
+
+
+def _matrix_product(module: Any, layer: Any) -> int:
+    inner = -2 if layer.op0 == module.MatrixOperation.TRANSPOSE else -1
+    depth = int(tuple(layer.get_input(0).shape)[inner])
+    return _volume(layer.get_output(0).shape) * max(depth, 0)
+
+
+def _einsum(module: Any, layer: Any) -> int:
+    terms = layer.equation.replace(" ", "").partition("->")[0].split(",")
+    sizes: dict[str, int] = {}
+    for index, term in enumerate(terms):
+        sizes.update(zip(term, layer.get_input(index).shape, strict=False))
+    return _volume(sizes.values()) if len(terms) == 2 else 0

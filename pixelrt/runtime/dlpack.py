@@ -1,0 +1,122 @@
+"""Arrays handed over by DLPack, for libraries without ``__cuda_array_interface__``.
+
+The layout of the structures is that of ``dlpack.h`` (github.com/dmlc/dlpack), the hand-over
+that of https://dmlc.github.io/dlpack/latest/python_spec.html: the producer makes our stream
+wait, we rename the capsule and call the deleter once the array is no longer in use.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from typing import Any
+
+import numpy as np
+
+from pixelrt.errors import ImageError
+from pixelrt.runtime.interop import COPY_HINT, DeviceArray, contiguous
+from pixelrt.runtime.resources import Stream
+
+CUDA_DEVICE = 2
+"""``kDLCUDA``."""
+
+KINDS = {0: "i", 1: "u", 2: "f", 6: "b"}
+"""``DLDataTypeCode`` to numpy's kinds; bfloat16, complex and the like are not taken."""
+
+FRESH, USED = b"dltensor", b"used_dltensor"
+
+
+class _Device(ctypes.Structure):
+    _fields_ = (("type", ctypes.c_int32), ("number", ctypes.c_int32))
+
+
+class _Type(ctypes.Structure):
+    _fields_ = (("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16))
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device", _Device),
+        ("ndim", ctypes.c_int32),
+        ("dtype", _Type),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+class _Managed(ctypes.Structure):
+    _fields_ = (
+        ("tensor", _Tensor),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+    )
+
+
+class _Owner:
+    """Keeps a producer's memory; the deleter runs when this is collected."""
+
+    def __init__(self, managed: int, deleter: int | None) -> None:
+        if deleter:
+            weakref.finalize(self, ctypes.CFUNCTYPE(None, ctypes.c_void_p)(deleter), managed)
+
+
+def dlpack_array(value: Any, ours: Stream) -> DeviceArray:
+    """A view of ``value`` that work on ``ours`` may use from now on.
+
+    DLPack names no stream that could wait for us: before the producer may write again, the
+    host has to wait for ``ours`` (``interop.between`` with ``None``). Raises ``ImageError``
+    for what is not on a CUDA device, is empty, not C-contiguous or of an unknown type.
+    """
+    try:
+        kind = int(value.__dlpack_device__()[0])
+        if kind != CUDA_DEVICE:
+            raise ImageError(
+                "this array is not in GPU memory",
+                found=f"{type(value).__name__} on DLPack device {kind}",
+                expected=f"device {CUDA_DEVICE} (CUDA)",
+            )
+        capsule = value.__dlpack__(stream=ours.handle)
+    except (AttributeError, BufferError, RuntimeError, TypeError) as exc:
+        raise ImageError(
+            "this array does not come by DLPack", found=f"{type(value).__name__}: {exc}"
+        ) from exc
+    return _view(*_take(capsule))
+
+
+def _take(capsule: object) -> tuple[_Tensor, _Owner]:
+    """The tensor of a fresh capsule, which is ours from now on."""
+    api = ctypes.pythonapi
+    pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+        ("PyCapsule_GetPointer", api)
+    )
+    rename = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(
+        ("PyCapsule_SetName", api)
+    )
+    try:
+        address = pointer(capsule, FRESH)
+    except ValueError as exc:
+        raise ImageError("this is no fresh DLPack capsule", found=str(exc)) from exc
+    managed = _Managed.from_address(address)
+    rename(capsule, USED)
+    return managed.tensor, _Owner(address, managed.deleter)
+
+
+def _view(tensor: _Tensor, owner: _Owner) -> DeviceArray:
+    shape = tuple(tensor.shape[: tensor.ndim])
+    kind = KINDS.get(tensor.dtype.code, "")
+    bits = tensor.dtype.bits
+    if not kind or tensor.dtype.lanes != 1 or bits not in (8, 16, 32, 64):
+        problem = f"type code {tensor.dtype.code}, {bits} bits, {tensor.dtype.lanes} lanes"
+        raise ImageError("this GPU array cannot be used", found=problem)
+    dtype = np.dtype(f"{kind}{bits // 8}")
+    strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else None
+    if 0 in shape or (strides is not None and not contiguous(shape, strides, 1)):
+        raise ImageError(
+            "this GPU array cannot be used",
+            found=f"shape {shape}, strides {strides}",
+            expected="C-contiguous, at least one pixel",
+            hint=COPY_HINT,
+        )
+    return DeviceArray(int(tensor.data) + tensor.byte_offset, shape, dtype, owner=owner)
