@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,14 @@ import numpy as np
 import pytest
 
 from pixelrt.bundle import Bundle, open_bundle
+
+
+def pytest_configure() -> None:
+    """Ctrl-C works in the tests and what they start, also where the caller ignores it.
+
+    A shell ignores SIGINT for what it runs in the background, and children inherit that.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
