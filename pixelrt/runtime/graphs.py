@@ -7,11 +7,17 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
 
 from pixelrt.errors import BackendError
 from pixelrt.runtime.cuda import Cuda
-from pixelrt.runtime.resources import DeviceBuffer, Event, Resource, Stream, release_quietly
+from pixelrt.runtime.resources import (
+    Closing,
+    DeviceBuffer,
+    Event,
+    Resource,
+    Stream,
+    release_quietly,
+)
 from pixelrt.runtime.stages import Compute
 
 
@@ -57,7 +63,7 @@ class _Graph:
         release_quietly(self._launched.synchronize, exc)
 
 
-class GraphCache:
+class GraphCache(Closing):
     """Recorded launches of one execution context, at most ``capacity``, least used dropped.
 
     A key runs plainly the first time (libraries allocate then), is recorded the second time
@@ -103,17 +109,6 @@ class GraphCache:
                 graph = self._graphs.popitem()[1]
                 if graph is not None:
                     stack.enter_context(graph.resources)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        release_quietly(self.close, exc)
 
     def _make_room(self) -> None:
         while len(self._graphs) >= self._capacity:

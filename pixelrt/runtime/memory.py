@@ -6,8 +6,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,14 @@ from numpy.typing import NDArray
 from pixelrt.errors import BackendError
 from pixelrt.geometry import round_up
 from pixelrt.runtime.cuda import Cuda
-from pixelrt.runtime.resources import DeviceBuffer, Event, Resource, Stream, release_quietly
+from pixelrt.runtime.resources import (
+    Closing,
+    DeviceBuffer,
+    Event,
+    Resource,
+    Stream,
+    release_quietly,
+)
 
 IDLE_LIMIT = 256 * 2**20
 """Bytes of pinned memory that a pool keeps for reuse: it is memory the system cannot swap."""
@@ -50,7 +56,7 @@ class HostBlock(Resource):
         return self._memory.array[: self.size]
 
 
-class HostPool:
+class HostPool(Closing):
     """Pinned host memory for reuse: pinning is slow, so blocks go round.
 
     Sizes are rounded up to a class (at most a quarter more); at most ``idle_limit`` bytes
@@ -89,17 +95,6 @@ class HostPool:
     def close(self) -> None:
         assert self._lent == 0, f"{self._lent} host blocks were not given back"
         self.trim()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        release_quietly(self.close, exc)
 
     def _reuse(self, capacity: int) -> _Memory | None:
         for index in reversed(range(len(self._idle))):
@@ -168,7 +163,7 @@ def size_class(size: int) -> int:
     return round_up(size, 1 << max(12, (size - 1).bit_length() - 3))
 
 
-class Arena:
+class Arena(Closing):
     """One block of device memory for activations that several contexts use in turn.
 
     Contexts that never run at the same moment need the memory only once. ``use`` puts them
@@ -217,17 +212,6 @@ class Arena:
     def close(self) -> None:
         with self._last_use:
             self.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        release_quietly(self.close, exc)
 
     def _mark(self, stream: Stream) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -15,7 +16,26 @@ from pixelrt.runtime.cuda import Cuda
 _serials = count()
 
 
-class Resource:
+class Closing(ABC):
+    """A context manager that closes itself; what fails then becomes a note of the block's error."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release everything."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        release_quietly(self.close, exc)
+
+
+class Resource(Closing):
     """A handle that is released exactly once.
 
     Use after release and a second ``close`` are bugs of ours and trip an ``assert``. On
@@ -38,9 +58,6 @@ class Resource:
         self.closed = True
         self._release(self._handle)
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -48,7 +65,7 @@ class Resource:
         trace: TracebackType | None,
     ) -> None:
         if not self.closed:
-            release_quietly(self.close, exc)
+            super().__exit__(kind, exc, trace)
 
 
 def release_quietly(release: Callable[[], None], exc: BaseException | None) -> None:
