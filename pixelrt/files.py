@@ -70,7 +70,7 @@ def atomic_write(path: Path, *, overwrite: bool = True) -> Iterator[BinaryIO]:
             _publish(temporary, target, overwrite)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             _swap(new, target, root / "old" / target.name, overwrite)
         finally:
             _discard(root)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
 
 def sha256_file(path: Path) -> str:
@@ -217,10 +217,10 @@ def _sync_tree(folder: Path) -> None:
         for name in names:
             with (Path(parent) / name).open("rb") as file:
                 os.fsync(file.fileno())
-        _sync_folder(Path(parent))
+        sync_folder(Path(parent))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename survive a power cut, where the system can do that for folders."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -37,12 +37,11 @@ from pixelrt.engines.seal import (
     Seal,
     delete,
     private_folder,
-    sync_folder,
     verify,
     write_entry,
 )
 from pixelrt.errors import OutputError, UsageError
-from pixelrt.files import output_error
+from pixelrt.files import output_error, sync_folder
 
 __all__ = ["Artefact", "Entry", "PlanCache", "Stored"]
 

@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from pixelrt.errors import InputError, OutputError
+from pixelrt.files import sync_folder
 
 ARTEFACT, SEAL = "artefact", "seal.json"
 
@@ -172,16 +173,6 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where the system can do that for folders."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def delete(path: Path) -> None:
