@@ -23,10 +23,10 @@ from pixelrt.files import sha256_file
 if TYPE_CHECKING:
     from pixelrt.bundle import Bundle
     from pixelrt.engines.build import BuildOptions, BuiltPlan
-    from pixelrt.engines.profiles import Profile, Shape
     from pixelrt.engines.report import Precision
-    from pixelrt.engines.target import Flavour, Target
     from pixelrt.manifest import Graph, GraphRole
+    from pixelrt.plans.profiles import Profile, Shape
+    from pixelrt.plans.target import Flavour, Target
     from pixelrt.spec import ImageSpec
 
 Step = Callable[[str, int, int], None]
@@ -115,7 +115,7 @@ def command(
     from pixelrt.bundle import open_bundle
     from pixelrt.engines import build
     from pixelrt.engines.report import check_precision
-    from pixelrt.engines.target import parse_capabilities
+    from pixelrt.plans.target import parse_capabilities
 
     flavour = cast("Flavour", backend)
     bundle = open_bundle(bundle_path)
@@ -193,7 +193,7 @@ def _prepared(
 
 
 def _profiles(shapes: tuple[str, ...], spec: ImageSpec, *, static: bool) -> tuple[Profile, ...]:
-    from pixelrt.engines.profiles import check_profiles, default_profile, parse_profile
+    from pixelrt.plans.profiles import check_profiles, default_profile, parse_profile
 
     profiles = tuple(parse_profile(text) for text in shapes) or (default_profile(spec),)
     if static:
@@ -225,7 +225,7 @@ def _facts(
     plan_file: Path,
 ) -> dict[str, Any]:
     """What stands beside the plan: enough to know whether it may be used, and for what."""
-    from pixelrt.engines.target import CacheKey
+    from pixelrt.plans.target import CacheKey
 
     files = bundle.manifest.files
     weights = tuple(files[name].sha256 for name in graph.data)

@@ -11,12 +11,12 @@ import pixelrt
 from pixelrt.bundle import open_bundle
 from pixelrt.cache import cache_folder
 from pixelrt.cli.terminal import table
+from pixelrt.cli.verify import run_checks
 from pixelrt.errors import BackendError, PixelrtError
 from pixelrt.runtime.backends.base import Backend
 from pixelrt.runtime.backends.select import BACKENDS
 from pixelrt.runtime.load import SHIPPED, bundle_path
 from pixelrt.runtime.machine import available_memory, processor_name, usable_cpus
-from pixelrt.runtime.verify import check_all
 
 NO_BACKEND = BackendError.exit_code
 RUNTIME = ("numpy", "Pillow", "onnxruntime")
@@ -48,21 +48,17 @@ def _machine() -> list[tuple[str, str]]:
 
 def backend_state(backend: Backend) -> tuple[bool, str]:
     """Whether a backend runs the demo bundle rightly, and the words for it."""
-    reason = backend.missing()
-    if reason:
-        return False, f"not available: {reason}"
     try:
         bundle = open_bundle(bundle_path(SHIPPED[0]))
-        with backend.open(bundle, bundle.component.graph("core")) as session:
-            checks = list(check_all(bundle, session, "core"))
+        checks, absent = run_checks(bundle, (backend,))
     except PixelrtError as exc:
         return False, f"broken: {exc}"
+    if not checks:
+        return False, f"not available: {absent[0].reason}"
     worst = max(check.comparison.max_abs for check in checks)
-    works = all(check.passed for check in checks)
-    return (
-        works,
-        f"{'works' if works else 'WRONG RESULTS'}: {session.info}, demo off by {worst:.0e}",
-    )
+    works = not absent and all(check.passed for check in checks)
+    words = "works" if works else "WRONG RESULTS"
+    return works, f"{words}: {checks[0].info}, demo off by {worst:.0e}"
 
 
 def _version(package: str) -> str:

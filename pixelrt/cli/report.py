@@ -65,7 +65,7 @@ def render(bundle: Bundle, checks: list[Check], made: datetime) -> str:
         facts=_facts(bundle, made),
         checks=_checks_table(checks),
         factors=_factor_options(),
-        samples=markup(*sample_sections(bundle, checks)),
+        samples=markup(*sample_sections(checks)),
         footer=markup(
             f"Made by pixelrt {pixelrt.__version__} with `pixelrt verify --report`. "
             "This page is complete in one file and loads nothing."
@@ -157,9 +157,9 @@ def _share(check: Check) -> str:
     largest = check.comparison.max_abs
     if not np.isfinite(largest):
         return "not finite"
-    if not largest or not check.max_abs:
+    if not largest or not check.limits.max_abs:
         return f"{largest:.2e}"
-    return f"{largest:.2e}, {largest / check.max_abs:.3g} × the limit"
+    return f"{largest:.2e}, {largest / check.limits.max_abs:.3g} × the limit"
 
 
 def _facts(bundle: Bundle, made: datetime) -> Html:

@@ -7,11 +7,10 @@ from itertools import groupby
 
 import numpy as np
 
-from pixelrt.bundle import Bundle
 from pixelrt.cli import report_pictures as pictures
 from pixelrt.cli.report_markup import Html, element, table
 from pixelrt.fidelity import PSNR_CEILING
-from pixelrt.manifest import Reference
+from pixelrt.runtime.backends.base import Sample
 from pixelrt.runtime.verify import Check
 
 SHOWN_WIDTH = 400
@@ -34,11 +33,11 @@ def reasons(check: Check) -> str:
         bad, all_ = count_text(got.non_finite), count_text(got.values)
         return f"{bad} of {all_} values are NaN or infinite"
     found = []
-    if got.max_abs > check.max_abs:
-        times = got.max_abs / check.max_abs if check.max_abs else np.inf
+    if got.max_abs > check.limits.max_abs:
+        times = got.max_abs / check.limits.max_abs if check.limits.max_abs else np.inf
         found.append(f"max abs {got.max_abs:.2e} is {times:.3g} times the limit")
-    if got.psnr < check.min_psnr:
-        found.append(f"{got.psnr:.1f} dB is less than {check.min_psnr:.0f} dB")
+    if got.psnr < check.limits.min_psnr:
+        found.append(f"{got.psnr:.1f} dB is less than {check.limits.min_psnr:.0f} dB")
     return ", ".join(found)
 
 
@@ -65,8 +64,8 @@ def cosine_text(check: Check) -> str:
 
 
 def limits_text(check: Check) -> str:
-    text = f"max abs ≤ {check.max_abs:.2e}"
-    return text + (f", ≥ {check.min_psnr:.0f} dB" if check.min_psnr else "")
+    text = f"max abs ≤ {check.limits.max_abs:.2e}"
+    return text + (f", ≥ {check.limits.min_psnr:.0f} dB" if check.limits.min_psnr else "")
 
 
 def count_text(number: int) -> str:
@@ -80,21 +79,21 @@ def title(check: Check) -> str:
 # --- pictures -------------------------------------------------------------------------
 
 
-def sample_sections(bundle: Bundle, checks: list[Check]) -> list[Html]:
+def sample_sections(checks: list[Check]) -> list[Html]:
     """A section per sample, in the order of the bundle's first use."""
     order = list(dict.fromkeys(check.sample.name for check in checks))
     numbered = sorted(enumerate(checks), key=lambda pair: order.index(pair[1].sample.name))
     return [
-        _sample(bundle, number, list(group))
+        _sample(number, list(group))
         for number, (_, group) in enumerate(groupby(numbered, lambda pair: pair[1].sample.name))
     ]
 
 
-def _sample(bundle: Bundle, number: int, numbered: list[tuple[int, Check]]) -> Html:
+def _sample(number: int, numbered: list[tuple[int, Check]]) -> Html:
     first = numbered[0][1]
     sample, levels = first.sample, pictures.expected_levels(first)
     height, width = levels.shape[:2]
-    inputs = bundle.reference(sample)[0][0]
+    inputs = sample.pixels[0]
     name = f"sample-{number}"
     shared = element(
         "div",
@@ -119,7 +118,7 @@ def _sample(bundle: Bundle, number: int, numbered: list[tuple[int, Check]]) -> H
     )
 
 
-def _sizes(sample: Reference, width: int, height: int) -> str:
+def _sizes(sample: Sample, width: int, height: int) -> str:
     text = f"{sample.kind}, {sample.width}×{sample.height} to {width}×{height} pixels"
     reduced = "; pictures are reduced to their column unless zoomed, differences never are"
     return text + (reduced if width > SHOWN_WIDTH else "")
@@ -197,8 +196,8 @@ def _difference(check: Check, error: pictures.Values) -> Html:
     image = element(
         "img",
         alt=f"Absolute difference for {title(check)}, times {factor}",
-        src=pictures.png_uri(pictures.show_difference(worst, factor, check.max_abs)),
-        data_difference=pictures.pack_difference(worst, check.max_abs),
+        src=pictures.png_uri(pictures.show_difference(worst, factor, check.limits.max_abs)),
+        data_difference=pictures.pack_difference(worst, check.limits.max_abs),
     )
     amplified = element("span", f"× {count_text(factor)}", class_="factor")
     return element(
@@ -217,7 +216,7 @@ def _identical(check: Check) -> Html:
 
 
 def _above(check: Check, worst: pictures.Values) -> str:
-    count = int(np.count_nonzero(worst > check.max_abs))
+    count = int(np.count_nonzero(worst > check.limits.max_abs))
     if not count:
         return ""
     return f"; {count_text(count)} of {count_text(worst.size)} pixels above the limit"
@@ -242,12 +241,12 @@ def _amplifier(factor: int) -> Html:
 def _histogram(check: Check, error: pictures.Values) -> Html:
     """Values by the size of their error, with bars; above the limit in the colour of failure."""
     rows = [_bar("exactly 0", int(np.count_nonzero(error == 0)), 0, error.size)]
-    for low, high, count, above in pictures.count_decades(error, check.max_abs):
+    for low, high, count, above in pictures.count_decades(error, check.limits.max_abs):
         rows.append(_bar(_decade(low, high), count, above, error.size))
     bad = int(np.count_nonzero(~np.isfinite(error)))
     if bad:
         rows.append(_bar("NaN or infinite", bad, bad, error.size))
-    caption = f"Values by absolute error (limit {check.max_abs:.2e})"
+    caption = f"Values by absolute error (limit {check.limits.max_abs:.2e})"
     return table(caption, ("error", "", "values", "share"), rows, "histogram")
 
 

@@ -14,6 +14,7 @@ from pixelrt.cli.jobs import Job, plan_jobs
 from pixelrt.cli.options import ByteCount, PixelSize, Tile
 from pixelrt.cli.terminal import note, tile_bar
 from pixelrt.errors import InputError, OutputError, PixelrtError
+from pixelrt.runtime.backends.select import PRECISIONS
 from pixelrt.runtime.encode import write_picture
 from pixelrt.runtime.image import Picture, read_picture
 from pixelrt.runtime.load import load
@@ -41,6 +42,13 @@ class Settings:
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File or folder to write.")
 @click.option("--backend", default="auto", show_default=True, help="auto or a backend's name.")
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="auto",
+    show_default=True,
+    help="auto: the lowest that the bundle's reference outputs allow.",
+)
 @click.option("--tile", type=Tile(), default="auto", show_default=True, help="Input pixels.")
 @click.option(
     "--halo", default="exact", show_default=True, help="exact, input pixels, or e.g. 60dB."
@@ -64,6 +72,7 @@ def command(
     inputs: tuple[Path, ...],
     output: Path | None,
     backend: str,
+    precision: str,
     kind: str | None,
     overwrite: bool,
     quiet: bool,
@@ -77,7 +86,7 @@ def command(
     Folders are searched recursively and keep their structure; outputs that exist are
     skipped unless --overwrite is given. A failed image does not stop the others.
     """
-    with load(bundle, backend=backend) as model:
+    with load(bundle, backend=backend, precision=precision) as model:
         tag = f"x{model.scale}" if model.scale > 1 else model.manifest.name
         jobs = plan_jobs(inputs, output, SUFFIXES[kind] if kind else None, tag)
         settings = Settings(RunOptions(**options), resize, quality, max_pixels, overwrite, quiet)

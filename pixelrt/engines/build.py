@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from pixelrt.engines.options import BuildOptions, check_options, target_of
-from pixelrt.engines.profiles import Shape, tensor_shape
 from pixelrt.engines.report import EngineReport, parse_layers
 from pixelrt.engines.trt import (
     Progress,
@@ -26,6 +25,7 @@ from pixelrt.engines.trt import (
     use_module,
 )
 from pixelrt.errors import BackendError, InputError
+from pixelrt.plans.profiles import Shape, tensor_shape
 from pixelrt.spec import TensorSpec
 
 __all__ = [

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pixelrt.engines.profiles import Profile
 from pixelrt.engines.report import Precision
-from pixelrt.engines.target import Capability, Target, ahead_of_time, detect_target
 from pixelrt.engines.trt import TensorRT
 from pixelrt.errors import BackendError, UsageError
+from pixelrt.plans.profiles import Profile
+from pixelrt.plans.target import Capability, Target, ahead_of_time, detect_target
 
 HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 LEVELS = range(6)

@@ -14,12 +14,12 @@ from pixelrt.engines.passes.clean import clean
 from pixelrt.engines.passes.fold_constants import fold_constants
 from pixelrt.engines.passes.instance_norm import write_out_instance_norms
 from pixelrt.engines.precision import Converted, Policy, convert
-from pixelrt.engines.profiles import Shape
 from pixelrt.errors import FidelityError
 from pixelrt.fidelity import compare
 from pixelrt.geometry import Size
 from pixelrt.grid import grid_size, pad_image
 from pixelrt.manifest import Graph, Reference
+from pixelrt.plans.profiles import Shape
 
 SLACK = 4.0
 """A rewritten graph sums in another order than the one that was exported: its error may be

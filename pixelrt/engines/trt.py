@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pixelrt.engines.report import Product
-from pixelrt.engines.target import Flavour
 from pixelrt.errors import BackendError
+from pixelrt.plans.target import Flavour
 
 Progress = Callable[[str, int, int], None]
 """``progress(phase, step, steps)``; called from the thread that builds."""

@@ -12,17 +12,23 @@ SHIPPED = ("demo",)
 """Bundles that come with the package; ``demo`` is a small demonstration super-resolver."""
 
 
-def load(path: str | Path, *, backend: str = "auto", verify: bool = True) -> ImageModel:
+def load(
+    path: str | Path, *, backend: str = "auto", precision: str = "auto", verify: bool = True
+) -> ImageModel:
     """Open a bundle for running.
 
     ``path``: a bundle folder, or the name of a shipped one (``demo``). ``backend``:
-    ``auto`` takes the first that works, a name takes that one or fails. ``verify``: hold
+    ``auto`` takes the first that works, a name takes that one or fails. ``precision``: ``auto``
+    takes the lowest that the reference outputs allow; or ``float32``, ``float16``,
+    ``bfloat16``. ``verify``: hold
     each graph against its reference outputs before its first use on this machine.
 
     Raises ``BundleError`` where the bundle is malformed or was altered. Backends are
     opened at the first call of the model.
     """
-    return ImageModel(open_bundle(bundle_path(path)), backend=backend, verify=verify)
+    return ImageModel(
+        open_bundle(bundle_path(path)), backend=backend, precision=precision, verify=verify
+    )
 
 
 def bundle_path(path: str | Path) -> Path:

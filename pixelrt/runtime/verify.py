@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+import pixelrt
 from pixelrt.bundle import Bundle
 from pixelrt.cache import cache_folder
 from pixelrt.errors import FidelityError, OutputError
@@ -19,8 +19,9 @@ from pixelrt.fidelity import Comparison, compare
 from pixelrt.files import atomic_write
 from pixelrt.geometry import Size
 from pixelrt.grid import grid_size, pad_image
-from pixelrt.manifest import GraphRole, Reference
-from pixelrt.runtime.backends.base import Array, BackendInfo, Session
+from pixelrt.manifest import GraphRole
+from pixelrt.plans.profiles import Shape
+from pixelrt.runtime.backends.base import Array, BackendInfo, Sample, Session
 from pixelrt.runtime.machine import processor_name
 
 MACHINE_SLACK = 4.0
@@ -32,53 +33,101 @@ IMAGE_MIN_PSNR = 68.0
 """An image may differ by one level where a value lies on the edge between two; at 68 dB
 that is one value in a hundred."""
 
+LOW_MIN_PSNR = 60.0
+"""What float16 and bfloat16 have to reach against PyTorch in float32."""
+LOW_MAX_ABS = 0.05
+"""And the largest single error: a black or burnt spot hardly moves the PSNR of a picture."""
+LOW_IMAGE_MIN_PSNR = 25.0 + LOW_MIN_PSNR / 2
+"""60 dB after both were rounded to levels. Normal errors of deviation s move a share of
+E|e| / level = 0.8 s * 255 of the values by one level: 10 log10(255 / (0.8 s)) dB."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest error, of a range of 1, and the least PSNR in dB (0: none)."""
+
+    max_abs: float
+    min_psnr: float
+
+    def __str__(self) -> str:
+        text = f"max abs at most {self.max_abs:.1e}"
+        return text + (f", at least {self.min_psnr:.0f} dB" if self.min_psnr else "")
+
+
+def limits_of(bundle: Bundle, info: BackendInfo, role: GraphRole) -> Limits:
+    """What results of this arithmetic have to keep to."""
+    image = role == "image"
+    if info.precision != "float32":
+        slack = LEVEL if image else 0.0
+        return Limits(LOW_MAX_ABS + slack, LOW_IMAGE_MIN_PSNR if image else LOW_MIN_PSNR)
+    if image:
+        return Limits(LEVEL * 1.001, IMAGE_MIN_PSNR)
+    return Limits(bundle.manifest.tolerance.max_abs * MACHINE_SLACK, 0.0)
+
 
 @dataclass(frozen=True)
 class Check:
     """One sample on one session, with what is needed to show it."""
 
-    sample: Reference
+    sample: Sample
     role: GraphRole
     info: BackendInfo
     comparison: Comparison
-    max_abs: float
-    min_psnr: float
+    limits: Limits
     actual: Array
     expected: Array
 
     @property
     def passed(self) -> bool:
-        got = self.comparison
-        return not got.non_finite and got.max_abs <= self.max_abs and got.psnr >= self.min_psnr
-
-    @property
-    def limits(self) -> str:
-        text = f"max abs at most {self.max_abs:.1e}"
-        return text + (f", at least {self.min_psnr:.0f} dB" if self.min_psnr else "")
+        got, limits = self.comparison, self.limits
+        return not got.non_finite and got.max_abs <= limits.max_abs and got.psnr >= limits.min_psnr
 
 
-def check_sample(bundle: Bundle, session: Session, role: GraphRole, sample: Reference) -> Check:
-    """Run one reference sample through ``session`` and compare. Never raises on a mismatch.
+def samples_for(bundle: Bundle, session: Session) -> tuple[Sample, ...]:
+    """The bundle's samples that the session takes, then those that it brings along.
+
+    Raises ``FidelityError`` where there is none: nothing could be proven.
+    """
+    found = [
+        Sample(one.name, *bundle.reference(one), one.kind) for one in bundle.manifest.references
+    ]
+    fitting = [sample for sample in found if _takes(bundle, session, sample)]
+    if not fitting and not session.samples:
+        raise FidelityError(
+            f"{session.info} cannot be held against the reference of {bundle.manifest.name}",
+            found=f"it takes {'; '.join(map(str, session.profiles))} only",
+            expected="a sample of such a size",
+            hint="build the plan again: `pixelrt build` adds a sample of its size",
+        )
+    return (*fitting, *session.samples)
+
+
+def _takes(bundle: Bundle, session: Session, sample: Sample) -> bool:
+    size = grid_size(Size(*sample.pixels.shape[1:3]), bundle.manifest.image)
+    shape = Shape(len(sample.pixels), size.height, size.width)
+    return not session.profiles or any(profile.holds(shape) for profile in session.profiles)
+
+
+def check_sample(bundle: Bundle, session: Session, role: GraphRole, sample: Sample) -> Check:
+    """Run one sample through ``session`` and compare. Never raises on a mismatch.
 
     The ``core`` graph is compared in [0, 1]; the ``image`` graph against the reference
     clamped and rounded to 256 levels.
     """
-    pixels, expected = bundle.reference(sample)
-    actual = run_padded(bundle, session, role, pixels)
-    tolerance = bundle.manifest.tolerance.max_abs * MACHINE_SLACK
+    expected = sample.expected
+    actual = run_padded(bundle, session, role, sample)
+    limits = limits_of(bundle, session.info, role)
     if role == "core":
         got = compare(expected, actual)
-        return Check(sample, role, session.info, got, tolerance, 0.0, actual, expected)
+        return Check(sample, role, session.info, got, limits, actual, expected)
     levels = np.rint(np.clip(expected, 0, 1).astype(np.float64) * 255).transpose(0, 2, 3, 1)
     got = compare(levels / 255, actual / 255)
-    return Check(sample, role, session.info, got, LEVEL * 1.001, IMAGE_MIN_PSNR, actual, levels)
+    return Check(sample, role, session.info, got, limits, actual, levels)
 
 
-def run_padded(
-    bundle: Bundle, session: Session, role: GraphRole, pixels: NDArray[np.uint8]
-) -> Array:
-    """(1, H, W, C) uint8 through a session, padded to the grid and cropped back."""
-    spec = bundle.manifest.image
+def run_padded(bundle: Bundle, session: Session, role: GraphRole, sample: Sample) -> Array:
+    """A sample through a session, padded to the grid and cropped back."""
+    spec, pixels = bundle.manifest.image, sample.pixels
     size = Size(*pixels.shape[1:3])
     padded = pad_image(pixels, grid_size(size, spec), spec.pad_mode)
     high = size.scaled(spec.scale)
@@ -92,48 +141,71 @@ def run_padded(
 
 
 def check_all(bundle: Bundle, session: Session, role: GraphRole) -> Iterator[Check]:
-    for sample in bundle.manifest.references:
+    for sample in samples_for(bundle, session):
         yield check_sample(bundle, session, role, sample)
 
 
 def require_verified(bundle: Bundle, session: Session, role: GraphRole) -> str:
-    """Check the smallest sample unless this machine has done so before.
+    """Check the session unless this machine has done so before: float32 on the smallest
+    sample, lower precision on all, since what it loses depends on the picture.
 
-    Gives the verdict in words. Raises ``FidelityError`` with the numbers. Only passed
-    verdicts are kept, so that a repaired machine is looked at again.
+    Gives the verdict in words. Raises ``FidelityError`` with the numbers. A failure of
+    float32 is looked at again next time, since the machine may have been repaired; one of
+    lower precision is kept, see ``known_failure``.
     """
-    path = verdict_path(bundle, session.info, role)
-    known = _read_verdict(path)
-    if known:
-        return f"verified before: {known}"
-    sample = min(bundle.manifest.references, key=lambda r: r.height * r.width)
-    check = check_sample(bundle, session, role, sample)
-    if not check.passed:
-        raise FidelityError(
-            f"{session.info} does not reproduce the reference of {bundle.manifest.name}",
-            found=f"{check.comparison} on sample {sample.name} ({role} graph)",
-            expected=check.limits,
+    info = session.info
+    known = _read_verdict(bundle, info, role)
+    if known and known.passed:
+        return f"verified before: {known.words}"
+    samples = samples_for(bundle, session)
+    if info.precision == "float32":
+        samples = (min(samples, key=lambda sample: sample.pixels.size),)
+    checks = [check_sample(bundle, session, role, sample) for sample in samples]
+    worst = min(checks, key=lambda check: (check.passed, check.comparison.psnr))
+    words = f"{worst.comparison} ({worst.limits})"
+    if not worst.passed:
+        error = FidelityError(
+            f"{info} does not reproduce the reference of {bundle.manifest.name}",
+            found=f"{worst.comparison} on sample {worst.sample.name} ({role} graph)",
+            expected=str(worst.limits),
             hint="use another backend; `pixelrt verify` shows all samples",
         )
-    words = f"{check.comparison} ({check.limits})"
-    unkept = _keep_verdict(path, words, session.info)
+        if info.precision != "float32":
+            _keep_verdict(bundle, info, role, _Verdict(str(error), passed=False))
+        raise error
+    unkept = _keep_verdict(bundle, info, role, _Verdict(words, passed=True))
     return f"verified now: {words}{unkept}"
 
 
-def _read_verdict(path: Path) -> str:
-    """The verdict in words, or nothing where there is none that can be read."""
+def known_failure(bundle: Bundle, info: BackendInfo, role: GraphRole) -> str:
+    """Why a lower precision is known not to do for this graph here, or an empty string."""
+    known = _read_verdict(bundle, info, role)
+    return known.words if known and not known.passed else ""
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    words: str
+    passed: bool
+
+
+def _read_verdict(bundle: Bundle, info: BackendInfo, role: GraphRole) -> _Verdict | None:
+    """What is known of this bundle, backend and machine; nothing where it cannot be read."""
     try:
-        return str(json.loads(path.read_bytes())["verdict"])
+        raw = json.loads(verdict_path(bundle, info, role).read_bytes())
+        return _Verdict(str(raw["verdict"]), raw["passed"] is True)
     except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        return None
 
 
-def _keep_verdict(path: Path, words: str, info: BackendInfo) -> str:
+def _keep_verdict(bundle: Bundle, info: BackendInfo, role: GraphRole, verdict: _Verdict) -> str:
     """Write the verdict; where the cache cannot be written, say so instead of failing."""
+    path = verdict_path(bundle, info, role)
+    text = {"verdict": verdict.words, "passed": verdict.passed, "backend": str(info)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
-            file.write(json.dumps({"verdict": words, "backend": str(info)}).encode())
+            file.write(json.dumps(text).encode())
     except (OSError, OutputError) as exc:
         return f" (will be checked again next time: {exc})"
     return ""
@@ -141,9 +213,8 @@ def _keep_verdict(path: Path, words: str, info: BackendInfo) -> str:
 
 def verdict_path(bundle: Bundle, info: BackendInfo, role: GraphRole) -> Path:
     """Where the verdict of this bundle, backend and machine is kept."""
-    key = json.dumps(
-        [bundle.sha256, role, info.name, info.version, info.device, info.precision, machine_id()]
-    )
+    what = [info.name, info.version, info.device, info.precision, info.engine]
+    key = json.dumps([pixelrt.__version__, bundle.sha256, role, *what, machine_id()])
     return cache_folder() / "verdicts" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
 

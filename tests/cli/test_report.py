@@ -25,8 +25,8 @@ from pixelrt.cli.report_markup import Html, element, markup
 from pixelrt.errors import OutputError
 from pixelrt.fidelity import compare, histogram
 from pixelrt.manifest import Component, Manifest, Measured, MemoryNeed, Reference, Source
-from pixelrt.runtime.backends.base import BackendInfo
-from pixelrt.runtime.verify import IMAGE_MIN_PSNR, LEVEL, Check
+from pixelrt.runtime.backends.base import BackendInfo, Sample
+from pixelrt.runtime.verify import IMAGE_MIN_PSNR, LEVEL, Check, Limits
 from pixelrt.spec import ImageSpec, ReceptiveField, Tolerance
 
 EVIL = "<script>alert('x')</script>\"&"
@@ -69,6 +69,13 @@ def sample(name: str = "noise") -> Reference:
     return Reference(name, "noise", "reference/noise.npz", HEIGHT, WIDTH)
 
 
+def taken(expected: NDArray[np.float32], name: str) -> Sample:
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (1, HEIGHT, WIDTH, expected.shape[1]), dtype=np.uint8
+    )
+    return Sample(name, pixels, expected, "noise")
+
+
 def expected_core(channels: int = 3) -> NDArray[np.float32]:
     rng = np.random.default_rng(1)
     return rng.uniform(0.1, 0.9, (1, channels, SCALE * HEIGHT, SCALE * WIDTH)).astype(np.float32)
@@ -79,7 +86,8 @@ def core_check(error: Any = 0.0, *, channels: int = 3, name: str = "noise") -> C
     expected = expected_core(channels)
     actual = (expected + np.asarray(error, np.float32)).astype(np.float32)
     got = compare(expected, actual)
-    return Check(sample(name), "core", CPU, got, LIMIT, 0.0, actual, expected)
+    shown = taken(expected, name)
+    return Check(shown, "core", CPU, got, Limits(LIMIT, 0.0), actual, expected)
 
 
 def image_check(error: Any = 0, *, channels: int = 3) -> Check:
@@ -87,7 +95,8 @@ def image_check(error: Any = 0, *, channels: int = 3) -> Check:
     levels = np.rint(expected_core(channels) * 255).transpose(0, 2, 3, 1)
     actual = (levels + error).astype(np.uint8)
     got = compare(levels / 255, actual / 255.0)
-    return Check(sample(), "image", CPU, got, LEVEL * 1.001, IMAGE_MIN_PSNR, actual, levels)
+    shown = taken(expected_core(channels), "noise")
+    return Check(shown, "image", CPU, got, Limits(LEVEL * 1.001, IMAGE_MIN_PSNR), actual, levels)
 
 
 def one_value(value: float, channels: int = 3) -> NDArray[np.float32]:

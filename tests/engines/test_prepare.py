@@ -21,12 +21,12 @@ from pixelrt.engines.passes.fp16 import normalised, to_low
 from pixelrt.engines.passes.instance_norm import write_out_instance_norms
 from pixelrt.engines.precision import Policy
 from pixelrt.engines.prepare import prepare_graph
-from pixelrt.engines.profiles import Profile, Shape
 from pixelrt.engines.report import check_precision
 from pixelrt.errors import FidelityError
 from pixelrt.export.registry import get
 from pixelrt.export.to_onnx import export_core
 from pixelrt.manifest import Graph
+from pixelrt.plans.profiles import Profile, Shape
 from tests.engines.support import required_tensorrt
 from tests.test_families import CASES
 

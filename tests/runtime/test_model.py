@@ -188,3 +188,79 @@ def test_what_is_passed_over_is_told(bundle: Bundle, photo: Any) -> None:
         ImageModel(bundle, backend="fake", backends=(absent, fake()))(photo[:8, :8])
     with pytest.raises(UsageError, match="tensorflow"):
         ImageModel(bundle, backend="tensorflow", backends=(fake(),))(photo[:8, :8])
+
+
+def test_low_precision_that_holds_is_taken(bundle: Bundle, photo: Any) -> None:
+    backend = fake_low({"float16": 0.0005, "float32": 0.0})
+    one = ImageModel(bundle, backends=(backend,))
+    one.run_core(as_core(photo[:8, :8]))
+    assert one.session("core").info.precision == "float16"
+    assert one.passed_over == ()
+    assert "at least 60 dB" in one.fidelity["core"]
+
+
+def test_low_precision_that_does_not_hold_is_passed_over(bundle: Bundle, photo: Any) -> None:
+    """float16 at 54 dB gives way to bfloat16 at 66 dB; the verdict is remembered."""
+    backend = fake_low({"float16": 0.002, "bfloat16": 0.0005, "float32": 0.0})
+    for opened in (2, 1):
+        backend.sessions.clear()
+        one = ImageModel(bundle, backends=(backend,))
+        one.run_core(as_core(photo[:8, :8]))
+        assert one.session("core").info.precision == "bfloat16"
+        (passed,) = one.passed_over
+        assert passed.backend == "fake float16"
+        assert "54.0 dB" in passed.reason
+        assert len(backend.sessions) == opened
+        one.close()
+    wanted = ImageModel(bundle, precision="float32", backends=(backend,))
+    assert wanted.session("core").info.precision == "float32"
+    with pytest.raises(FidelityError, match="does not reproduce"):
+        ImageModel(bundle, precision="float16", backends=(backend,)).session("core")
+    with pytest.raises(UsageError, match="float8"):
+        ImageModel(bundle, precision="float8", backends=(backend,)).session("core")
+
+
+def test_a_precision_that_is_not_there(bundle: Bundle) -> None:
+    with pytest.raises(BackendError, match="only float32"):
+        ImageModel(bundle, precision="bfloat16", backend="fake", backends=(fake(),)).session()
+
+
+def test_a_wrong_backend_gives_way_to_a_right_one(bundle: Bundle, photo: Any) -> None:
+    wrong, right = fake(offset=0.1), fake()
+    wrong.name = "wrong"
+    one = ImageModel(bundle, backends=(wrong, right))
+    one.run_core(as_core(photo[:8, :8]))
+    assert one.session("core").info.name == "fake"
+    assert "does not reproduce the reference" in str(one.passed_over[0])
+    with pytest.raises(FidelityError):
+        ImageModel(bundle, backend="wrong", backends=(wrong, right)).session("core")
+
+
+def test_a_black_spot_is_no_float16(bundle: Bundle) -> None:
+    """One value off by 0.2 leaves 75 dB and more, but it shows."""
+
+    def core(x: Any) -> Any:
+        out = nearest(2)(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+        out[0, 0, 0, 0] += 0.2
+        return out
+
+    backend = FakeBackend({"core": core}, precisions=("float16",))
+    with pytest.raises(FidelityError, match=r"max abs 2\.00e-01"):
+        ImageModel(bundle, backends=(backend,)).session("core")
+
+
+def fake_low(errors: dict[str, float]) -> FakeBackend:
+    """One offer a precision, whose float graph is off by so much everywhere."""
+    backend = FakeBackend({}, precisions=tuple(errors))
+    opened = backend._open
+
+    def wrong(bundle: Any, role: Any, info: Any) -> Any:
+        backend.functions = fake(offset=errors[info.precision]).functions
+        return opened(bundle, role, info)
+
+    backend._open = wrong  # type: ignore[method-assign]
+    return backend
+
+
+def as_core(pixels: Any) -> Any:
+    return np.ascontiguousarray((pixels[None] / np.float32(255)).transpose(0, 3, 1, 2))

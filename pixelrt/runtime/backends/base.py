@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
+import numpy as np
 from numpy.typing import NDArray
 
 from pixelrt.bundle import Bundle
-from pixelrt.manifest import Graph
+from pixelrt.manifest import GraphRole
+from pixelrt.plans.profiles import Profile
 from pixelrt.spec import TensorSpec
 
 Array = NDArray[Any]
@@ -25,18 +27,48 @@ class BackendInfo:
     device: str
     """The device in words, e.g. the processor's model name."""
     precision: str
-    """The arithmetic that really runs: ``float32``, ``float16``, ``mixed``."""
+    """The arithmetic of the products: ``float32``, ``float16``, ``bfloat16``."""
+    engine: str = ""
+    """What is executed in place of the graph itself: a plan's digest, a compiled variant."""
 
     def __str__(self) -> str:
         return f"{self.name} {self.version} ({self.precision}, {self.device})"
 
 
+@dataclass(frozen=True)
+class Sample:
+    """A picture with the right answer.
+
+    ``pixels`` uint8 (N, H, W, C), not padded; ``expected`` float32 (N, C', scale*H, scale*W),
+    what the float32 graph gives.
+    """
+
+    name: str
+    pixels: NDArray[np.uint8]
+    expected: NDArray[np.float32]
+    kind: str = "photo"
+
+    @property
+    def height(self) -> int:
+        return int(self.pixels.shape[1])
+
+    @property
+    def width(self) -> int:
+        return int(self.pixels.shape[2])
+
+
 class Session(Protocol):
-    """One graph, loaded and ready to run; a context manager."""
+    """One graph, loaded and ready to run; a context manager.
+
+    ``profiles``: the shapes that it takes; empty where it takes every shape of the graph.
+    ``samples``: what it brings along to be held against, beside the bundle's samples.
+    """
 
     info: BackendInfo
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    profiles: tuple[Profile, ...]
+    samples: tuple[Sample, ...]
 
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the graph once.
@@ -56,6 +88,17 @@ class Session(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
 
+@dataclass(frozen=True)
+class Offer:
+    """One way in which a backend can run a graph, such as a precision or a plan.
+
+    ``open`` loads it, and raises ``BackendError`` or ``InputError`` where that fails.
+    """
+
+    info: BackendInfo
+    open: Callable[[], Session]
+
+
 class Backend(Protocol):
     """A way to execute graphs."""
 
@@ -65,6 +108,10 @@ class Backend(Protocol):
         """Why this backend cannot be used here, or an empty string where it can."""
         ...
 
-    def open(self, bundle: Bundle, graph: Graph) -> Session:
-        """Load one graph of a bundle. Raises ``BackendError`` where that fails."""
+    def offers(self, bundle: Bundle, role: GraphRole) -> tuple[Offer, ...]:
+        """The ways to run a graph of ``bundle``, best first; nothing large is loaded yet.
+
+        Asked only where nothing is ``missing``. Raises ``BackendError`` with the reasons
+        where there is no way.
+        """
         ...

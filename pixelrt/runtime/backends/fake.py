@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Self
 
 from pixelrt.bundle import Bundle
 from pixelrt.errors import BackendError
-from pixelrt.manifest import Graph
-from pixelrt.runtime.backends.base import Array, BackendInfo
+from pixelrt.manifest import GraphRole
+from pixelrt.plans.profiles import Profile
+from pixelrt.runtime.backends.base import Array, BackendInfo, Offer, Sample
 from pixelrt.spec import TensorSpec
 
 Function = Callable[[Array], Array]
@@ -17,10 +19,17 @@ Function = Callable[[Array], Array]
 class FakeSession:
     """Runs ``function`` on the only input; records the shapes it was given in ``calls``."""
 
+    profiles: tuple[Profile, ...] = ()
+    samples: tuple[Sample, ...] = ()
+
     def __init__(
-        self, function: Function, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+        self,
+        function: Function,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        info: BackendInfo,
     ) -> None:
-        self.info = BackendInfo("fake", "1", "none", "float32")
+        self.info = info
         self.inputs = inputs
         self.outputs = outputs
         self.calls: list[tuple[int, ...]] = []
@@ -45,19 +54,34 @@ class FakeSession:
 
 
 class FakeBackend:
-    """Opens every graph as ``functions[role]``; ``reason`` makes it unavailable."""
+    """Opens every graph as ``functions[role]``; ``reason`` makes it unavailable.
 
-    name = "fake"
+    ``precisions``: one offer for each, all of the same function.
+    """
 
-    def __init__(self, functions: Mapping[str, Function], reason: str = "") -> None:
+    def __init__(
+        self,
+        functions: Mapping[str, Function],
+        reason: str = "",
+        *,
+        name: str = "fake",
+        precisions: tuple[str, ...] = ("float32",),
+    ) -> None:
+        self.name = name
         self.functions = functions
         self.reason = reason
+        self.precisions = precisions
         self.sessions: list[FakeSession] = []
 
     def missing(self) -> str:
         return self.reason
 
-    def open(self, bundle: Bundle, graph: Graph) -> FakeSession:
-        session = FakeSession(self.functions[graph.role], tuple(graph.inputs), tuple(graph.outputs))
+    def offers(self, bundle: Bundle, role: GraphRole) -> tuple[Offer, ...]:
+        infos = [BackendInfo(self.name, "1", "none", name) for name in self.precisions]
+        return tuple(Offer(info, partial(self._open, bundle, role, info)) for info in infos)
+
+    def _open(self, bundle: Bundle, role: GraphRole, info: BackendInfo) -> FakeSession:
+        graph = bundle.component.graph(role)
+        session = FakeSession(self.functions[role], tuple(graph.inputs), tuple(graph.outputs), info)
         self.sessions.append(session)
         return session

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Self
 
 from pixelrt.bundle import Bundle
 from pixelrt.errors import BackendError, OutOfMemoryError
-from pixelrt.manifest import Graph
-from pixelrt.runtime.backends.base import Array, BackendInfo
+from pixelrt.manifest import Graph, GraphRole
+from pixelrt.plans.profiles import Profile
+from pixelrt.runtime.backends.base import Array, BackendInfo, Offer, Sample
 from pixelrt.runtime.machine import processor_name, usable_cpus
 from pixelrt.spec import TensorSpec
 
@@ -34,24 +35,27 @@ class OnnxRuntimeCpu:
             return f"onnxruntime is not installed; {INSTALL_HINT}"
         return ""
 
-    def open(self, bundle: Bundle, graph: Graph) -> OnnxRuntimeSession:
-        reason = self.missing()
-        if reason:
-            raise BackendError(f"{self.name} cannot be used", found=reason)
-        return OnnxRuntimeSession(bundle, graph, self.threads or usable_cpus())
+    def offers(self, bundle: Bundle, role: GraphRole) -> tuple[Offer, ...]:
+        import onnxruntime as ort
+
+        info = BackendInfo(self.name, ort.__version__, processor_name(), bundle.component.precision)
+        graph = bundle.component.graph(role)
+        threads = self.threads or usable_cpus()
+        return (Offer(info, lambda: OnnxRuntimeSession(bundle, graph, info, threads)),)
 
 
 class OnnxRuntimeSession:
     """One graph in an onnxruntime session on the CPU."""
 
-    def __init__(self, bundle: Bundle, graph: Graph, threads: int) -> None:
+    profiles: tuple[Profile, ...] = ()
+    samples: tuple[Sample, ...] = ()
+
+    def __init__(self, bundle: Bundle, graph: Graph, info: BackendInfo, threads: int) -> None:
         import onnxruntime as ort
 
+        self.info = info
         self.inputs: tuple[TensorSpec, ...] = tuple(graph.inputs)
         self.outputs: tuple[TensorSpec, ...] = tuple(graph.outputs)
-        self.info = BackendInfo(
-            OnnxRuntimeCpu.name, ort.__version__, processor_name(), bundle.component.precision
-        )
         try:
             self._session: onnxruntime.InferenceSession | None = ort.InferenceSession(
                 str(bundle.path(graph.file)),

@@ -5,24 +5,46 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pixelrt.bundle import Bundle
-from pixelrt.errors import BackendError, UsageError
+from pixelrt.errors import BackendError, FidelityError, InputError, PixelrtError, UsageError
 from pixelrt.manifest import GraphRole
-from pixelrt.runtime.backends.base import Backend, Session
+from pixelrt.runtime.backends.base import Backend, Offer, Session
 from pixelrt.runtime.backends.onnxruntime import INSTALL_HINT, OnnxRuntimeCpu
+from pixelrt.runtime.verify import known_failure, require_verified
 
 BACKENDS: tuple[Backend, ...] = (OnnxRuntimeCpu(),)
 """In the order in which ``auto`` tries them."""
 
+PRECISIONS = ("auto", "float16", "bfloat16", "float32")
+
 
 @dataclass(frozen=True)
 class PassedOver:
-    """A backend that ``auto`` did not take, with its reason."""
+    """What was not taken, a backend or one of its offers, with the reason."""
 
     backend: str
     reason: str
 
     def __str__(self) -> str:
         return f"{self.backend}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a user asks for. ``backend``: a name, or ``auto`` for the first that works.
+    ``precision``: one of ``PRECISIONS``; ``auto`` for the first that the bundle's reference
+    outputs allow."""
+
+    backend: str = "auto"
+    precision: str = "auto"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A session that may be used, the verdict on it in words, and what was passed over."""
+
+    session: Session
+    verdict: str
+    passed_over: tuple[PassedOver, ...]
 
 
 def find_backend(name: str, backends: tuple[Backend, ...] = BACKENDS) -> Backend:
@@ -37,31 +59,89 @@ def find_backend(name: str, backends: tuple[Backend, ...] = BACKENDS) -> Backend
 def open_session(
     bundle: Bundle,
     role: GraphRole,
-    choice: str = "auto",
+    choice: Choice | None = None,
     backends: tuple[Backend, ...] = BACKENDS,
-) -> tuple[Session, tuple[PassedOver, ...]]:
-    """Load a graph on the chosen backend, or on the first that works for ``auto``.
+    *,
+    verify: bool = True,
+) -> Opened:
+    """Load a graph in the first way that works and reproduces the reference outputs.
 
-    Also gives what was passed over. Raises ``BackendError`` listing every reason where
-    none works; a backend asked for by name is never replaced by another.
+    A backend asked for by name is never replaced by another. Raises what was wrong with
+    the only way there is, or ``BackendError`` (``FidelityError`` if one gave wrong results)
+    with all reasons.
     """
-    graph = bundle.component.graph(role)
-    if choice != "auto":
-        backend = find_backend(choice, backends)
-        reason = backend.missing()
-        if reason:
-            raise BackendError(f"{choice} cannot be used here", found=reason)
-        return backend.open(bundle, graph), ()
+    choice = choice or Choice()
+    check_precision(choice.precision)
+    automatic = choice.backend == "auto"
+    tried = backends if automatic else (find_backend(choice.backend, backends),)
     passed: list[PassedOver] = []
-    for backend in backends:
-        reason = backend.missing()
-        if not reason:
-            try:
-                return backend.open(bundle, graph), tuple(passed)
-            except BackendError as exc:
-                reason = str(exc)
-        passed.append(PassedOver(backend.name, reason))
-    raise BackendError(
+    failures: list[PixelrtError] = []
+    for backend in tried:
+        try:
+            for offer in offers_of(backend, bundle, role, choice.precision):
+                try:
+                    session, verdict = _open(bundle, role, offer, verify=verify)
+                    return Opened(session, verdict, tuple(passed))
+                except (BackendError, FidelityError, InputError) as exc:
+                    failures.append(exc)
+                    passed.append(PassedOver(_label(offer), str(exc)))
+        except BackendError as exc:
+            failures.append(exc)
+            passed.append(PassedOver(backend.name, exc.found or str(exc)))
+    if len(failures) == 1 and not (automatic and isinstance(failures[0], BackendError)):
+        raise failures[0]
+    raise _nothing_works(passed, failures)
+
+
+def check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise UsageError(f"there is no precision {precision!r}", expected=", ".join(PRECISIONS))
+
+
+def offers_of(
+    backend: Backend, bundle: Bundle, role: GraphRole, precision: str = "auto"
+) -> tuple[Offer, ...]:
+    """The ways in which ``backend`` runs a graph, best first, of one precision if asked.
+
+    Raises ``BackendError`` where there is none.
+    """
+    reason = backend.missing()
+    if reason:
+        raise BackendError(f"{backend.name} cannot be used here", found=reason)
+    offers = backend.offers(bundle, role)
+    wanted = [offer for offer in offers if precision in ("auto", offer.info.precision)]
+    if not wanted:
+        there = ", ".join(dict.fromkeys(offer.info.precision for offer in offers))
+        raise BackendError(
+            f"{backend.name} does not run this graph in {precision}",
+            found=f"only {there}",
+            hint="leave --precision out, or choose another backend",
+        )
+    return tuple(wanted)
+
+
+def _open(bundle: Bundle, role: GraphRole, offer: Offer, *, verify: bool) -> tuple[Session, str]:
+    if verify and (failure := known_failure(bundle, offer.info, role)):
+        raise FidelityError(failure)
+    session = offer.open()
+    try:
+        return session, require_verified(bundle, session, role) if verify else NOT_VERIFIED
+    except BaseException:
+        session.close()
+        raise
+
+
+NOT_VERIFIED = "not verified, as asked"
+
+
+def _label(offer: Offer) -> str:
+    engine = f" {offer.info.engine}" if offer.info.engine else ""
+    return f"{offer.info.name} {offer.info.precision}{engine}"
+
+
+def _nothing_works(passed: list[PassedOver], failures: list[PixelrtError]) -> PixelrtError:
+    kind = FidelityError if any(isinstance(f, FidelityError) for f in failures) else BackendError
+    return kind(
         "no backend can run this bundle here",
         found="; ".join(map(str, passed)),
         hint=INSTALL_HINT,

@@ -13,11 +13,10 @@ from pixelrt.geometry import Size, TilePlan
 from pixelrt.grid import pad_image
 from pixelrt.manifest import GraphRole, Manifest
 from pixelrt.runtime.backends.base import Array, Backend, BackendInfo, Session
-from pixelrt.runtime.backends.select import BACKENDS, PassedOver, open_session
+from pixelrt.runtime.backends.select import BACKENDS, Choice, PassedOver, open_session
 from pixelrt.runtime.pipelines.planes import Route, route_planes
 from pixelrt.runtime.planning import RunOptions, plan_image
 from pixelrt.runtime.tiling import Infer, Progress, run_plan
-from pixelrt.runtime.verify import require_verified
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -45,13 +44,14 @@ class ImageModel:
         bundle: Bundle,
         *,
         backend: str = "auto",
+        precision: str = "auto",
         verify: bool = True,
         backends: tuple[Backend, ...] = BACKENDS,
     ) -> None:
         self.bundle = bundle
         self.fidelity: dict[GraphRole, str] = {}
         self.passed_over: tuple[PassedOver, ...] = ()
-        self._choice = backend
+        self._choice = Choice(backend, precision)
         self._verify = verify
         self._backends = backends
         self._sessions: dict[GraphRole, Session] = {}
@@ -136,18 +136,12 @@ class ImageModel:
     def session(self, role: GraphRole = "image") -> Session:
         """The session of a graph, loaded and verified at first use."""
         if role not in self._sessions:
-            session, self.passed_over = open_session(
-                self.bundle, role, self._choice, self._backends
+            opened = open_session(
+                self.bundle, role, self._choice, self._backends, verify=self._verify
             )
-            try:
-                if self._verify:
-                    self.fidelity[role] = require_verified(self.bundle, session, role)
-                else:
-                    self.fidelity[role] = "not verified, as asked"
-            except BaseException:
-                session.close()
-                raise
-            self._sessions[role] = session
+            self.passed_over = opened.passed_over
+            self.fidelity[role] = opened.verdict
+            self._sessions[role] = opened.session
         return self._sessions[role]
 
     @property

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelrt.engines.profiles import (
+from pixelrt.errors import UsageError
+from pixelrt.plans.profiles import (
     AxisRange,
     Profile,
     Shape,
@@ -17,7 +18,6 @@ from pixelrt.engines.profiles import (
     parse_profile,
     tensor_shape,
 )
-from pixelrt.errors import UsageError
 from pixelrt.spec import TensorSpec
 from tests.bundles import image_spec
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -42,6 +43,14 @@ class Capability:
 
     major: int
     minor: int
+
+    @classmethod
+    def parse(cls, text: str) -> Capability:
+        """From ``sm89`` or ``8.9``. Raises ``ValueError``."""
+        match = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text.lower())
+        if not match:
+            raise ValueError(f"{text!r} is no compute capability")
+        return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
         return f"sm{self.major}{self.minor}"
@@ -102,15 +111,15 @@ def parse_capabilities(text: str, flavour: Flavour) -> tuple[Capability, ...]:
 
 
 def _parse_capability(part: str, known: Sequence[str], flavour: Flavour) -> Capability:
-    match = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", part.lower())
-    capability = Capability(int(match[1]), int(match[2])) if match else None
-    if capability is None or str(capability) not in known:
-        raise UsageError(
-            f"{flavour} builds for no target {part!r}",
-            expected=f"some of {', '.join(known)}",
-            hint="`nvidia-smi --query-gpu=compute_cap --format=csv` shows a GPU's: 8.9 is sm89",
-        )
-    return capability
+    with contextlib.suppress(ValueError):
+        capability = Capability.parse(part)
+        if str(capability) in known:
+            return capability
+    raise UsageError(
+        f"{flavour} builds for no target {part!r}",
+        expected=f"some of {', '.join(known)}",
+        hint="`nvidia-smi --query-gpu=compute_cap --format=csv` shows a GPU's: 8.9 is sm89",
+    )
 
 
 def system_name() -> str:
@@ -126,6 +135,51 @@ def ahead_of_time(
     if not chosen and flavour == "tensorrt-rtx":
         chosen = parse_capabilities(",".join(RTX_DEFAULT), flavour)
     return Target(flavour, version, chosen, system=system_name())
+
+
+def mismatch(plan: Target, here: Target, options: Mapping[str, Any]) -> str:
+    """Why a plan cannot run ``here``, or an empty string where nothing speaks against it.
+
+    ``options``: those of its build; compatibility that was asked for widens what fits.
+    """
+    if plan.flavour != here.flavour:
+        return f"it is for {plan.flavour}, this is {here.flavour}"
+    if plan.system != here.system:
+        return f"it was built on {plan.system}, this is {here.system}"
+    if problem := _version_mismatch(plan, here, bool(options.get("version_compatible"))):
+        return problem
+    return _device_mismatch(plan, here, str(options.get("hardware_compatibility", "none")))
+
+
+def _version_mismatch(plan: Target, here: Target, compatible: bool) -> str:
+    words = f"it was built by {plan.flavour} {plan.version}, this is {here.version}"
+    if plan.version != here.version:
+        # version-compatible plans run on their own version and later ones (TensorRT's guide)
+        if not compatible:
+            return words
+        if _numbers(here.version) < _numbers(plan.version):
+            return f"{words}, an earlier one"
+    if plan.cuda and here.cuda and plan.cuda.split(".")[0] != here.cuda.split(".")[0]:
+        return f"it was built for CUDA {plan.cuda}, this is {here.cuda}"
+    return ""
+
+
+def _device_mismatch(plan: Target, here: Target, compatibility: str) -> str:
+    (capability,) = here.capabilities
+    gpu = f"{here.gpu or 'a GPU'} ({capability})"
+    wanted = " or ".join(map(str, plan.capabilities))
+    if compatibility == "ampere_plus":
+        old = capability < Capability(8, 0)
+        return f"it runs on Ampere and later GPUs, this is {gpu}" if old else ""
+    if capability not in plan.capabilities:
+        return f"it was built for {plan.gpu or 'GPUs'} ({wanted}), this is {gpu}"
+    if compatibility == "none" and plan.gpu and here.gpu and plan.gpu != here.gpu:
+        return f"it was tuned for {plan.gpu}, this is {gpu}"
+    return ""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 def detect_target(flavour: Flavour, version: str, device: int = 0) -> Target:

@@ -27,8 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pixelrt.engines.locks import Held, Locks, waited_lock
-from pixelrt.engines.seal import (
+from pixelrt.errors import OutputError, UsageError
+from pixelrt.files import output_error, sync_folder
+from pixelrt.plans.locks import Held, Locks, waited_lock
+from pixelrt.plans.seal import (
     ARTEFACT,
     SEAL,
     Artefact,
@@ -40,8 +42,6 @@ from pixelrt.engines.seal import (
     verify,
     write_entry,
 )
-from pixelrt.errors import OutputError, UsageError
-from pixelrt.files import output_error, sync_folder
 
 __all__ = ["Artefact", "Entry", "PlanCache", "Stored"]
 
@@ -107,6 +107,15 @@ class PlanCache:
         with contextlib.suppress(OutputError):  # the entry is good even if others are in the way
             self.collect()
         return entry
+
+    def get(self, key: str) -> Entry | None:
+        """The entry of ``key``, or ``None`` where there is none or it is damaged."""
+        with self._errors():
+            self._prepare()
+            try:
+                return self._find(key, [])
+            except DamagedError:
+                return None  # whoever asks for it to be made will find and replace it
 
     def collect(self) -> tuple[str, ...]:
         """Remove the least recently used entries until the rest fits; return their keys.

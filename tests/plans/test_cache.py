@@ -19,10 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from pixelrt.engines import cache as cache_module
-from pixelrt.engines import seal as seal_module
-from pixelrt.engines.cache import Artefact, Entry, PlanCache
 from pixelrt.errors import InputError, OutputError, UsageError
+from pixelrt.plans import cache as cache_module
+from pixelrt.plans import seal as seal_module
+from pixelrt.plans.cache import Artefact, Entry, PlanCache
 
 
 def key(name: object) -> str:
@@ -56,7 +56,7 @@ def keys(cache: PlanCache) -> list[str]:
 PRELUDE = """
 import hashlib, os, random, signal, sys, time
 from pathlib import Path
-from pixelrt.engines.cache import Artefact, PlanCache
+from pixelrt.plans.cache import Artefact, PlanCache
 folder = Path(sys.argv[1])
 def key(name): return hashlib.sha256(str(name).encode()).hexdigest()
 """

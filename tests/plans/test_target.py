@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from pixelrt.engines import target as module
-from pixelrt.engines.target import (
+from pixelrt.errors import BackendError, UsageError
+from pixelrt.plans import target as module
+from pixelrt.plans.target import (
     CAPABILITIES,
     RTX_CAPABILITIES,
     CacheKey,
@@ -18,7 +19,6 @@ from pixelrt.engines.target import (
     detect_target,
     parse_capabilities,
 )
-from pixelrt.errors import BackendError, UsageError
 
 
 def test_capabilities_are_read_and_printed() -> None:
