@@ -16,6 +16,9 @@ INSTALL_HINT = "pip install 'pixelrt[tensorrt]'"
 
 CopyKind = Literal["h2d", "d2h", "d2d"]
 
+LEGACY_STREAM = 1
+"""The handle of the default stream that every other blocking stream waits for."""
+
 OUT_OF_MEMORY, INSUFFICIENT_DRIVER, UNAVAILABLE, NO_DEVICE, NOT_READY = 2, 35, 46, 100, 600
 """``cudaError_t`` values with a meaning of their own (driver_types.h)."""
 

@@ -25,16 +25,6 @@ class DeviceImage:
     pixel: int
     pitch: int
 
-    @classmethod
-    def packed(cls, address: int, size: Size, pixel: int) -> DeviceImage:
-        """Rows without gaps."""
-        return cls(address, size, pixel, size.width * pixel)
-
-    @property
-    def bytes(self) -> int:
-        """From the first byte to the one after the last row, gaps included."""
-        return self.size.height * self.pitch
-
     @property
     def whole(self) -> Region:
         return Region(0, 0, self.size.height, self.size.width)
@@ -50,15 +40,16 @@ class DeviceImage:
         )
 
 
-def split_images(array: DeviceArray) -> list[DeviceImage]:
-    """Each image of (N, H, W, C), contiguous."""
-    _, height, width, channels = array.shape
-    size, pixel = Size(height, width), channels * array.dtype.itemsize
+def stacked(address: int, count: int, size: Size, pixel: int) -> list[DeviceImage]:
+    """``count`` images of ``size``, one behind the other, without gaps."""
     step = size.pixels * pixel
-    return [
-        DeviceImage.packed(address, size, pixel)
-        for address in range(array.address, array.address + array.size, step)
-    ]
+    return [DeviceImage(address + n * step, size, pixel, size.width * pixel) for n in range(count)]
+
+
+def split_images(array: DeviceArray) -> list[DeviceImage]:
+    """Each image of (N, H, W, C)."""
+    count, height, width, channels = array.shape
+    return stacked(array.address, count, Size(height, width), channels * array.dtype.itemsize)
 
 
 def copy_region(
