@@ -16,7 +16,7 @@ from math import prod
 
 import numpy as np
 
-from pixelrt.errors import ImageError
+from pixelrt.errors import BackendError, ImageError
 from pixelrt.geometry import Region, Size, Tile, TilePlan
 from pixelrt.runtime.cuda import Cuda
 from pixelrt.runtime.device_image import (
@@ -55,13 +55,17 @@ class OwnedMemory(Closing):
 
 
 def _free_idle(cuda: Cuda, buffer: DeviceBuffer) -> None:
-    with _on_device(cuda), ExitStack() as stack:
-        stack.enter_context(buffer)
-        cuda.synchronize()
+    with buffer, on_device(cuda):
+        try:
+            cuda.synchronize()
+        except BackendError as exc:
+            release_quietly(buffer.close, exc)
+            raise
+        buffer.close()
 
 
 @contextmanager
-def _on_device(cuda: Cuda) -> Iterator[None]:
+def on_device(cuda: Cuda) -> Iterator[None]:
     """The device is current meanwhile. Collection may happen in any thread, at any time."""
     before = cuda.current_device()
     cuda.activate()
@@ -117,7 +121,7 @@ class DeviceFlow(Closing):
         assert (plan.tile.height, plan.tile.width) == self.shape.tile_in[:2], "other tiles"
         high = Size(*image.shape[1:3]).scaled(self._spec.scale)
         dims = (image.shape[0], high.height, high.width, self._spec.channels_out)
-        with ExitStack() as stack:
+        with on_device(self._cuda), ExitStack() as stack:
             if out is None:
                 memory = stack.enter_context(OwnedMemory(self._cuda, prod(dims)))
                 out = DeviceArray(memory.address, dims, np.dtype(np.uint8), owner=memory)

@@ -1,7 +1,8 @@
 """Arrays handed over by DLPack, for libraries without ``__cuda_array_interface__``.
 
-The hand-over is that of https://dmlc.github.io/dlpack/latest/python_spec.html: the producer makes our stream
-wait, we rename the capsule and call the deleter once the array is no longer in use.
+The hand-over is that of https://dmlc.github.io/dlpack/latest/python_spec.html: the producer
+makes our stream wait, we rename the capsule and call the deleter once the array is no longer
+in use.
 """
 
 from __future__ import annotations
