@@ -6,7 +6,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -154,13 +153,8 @@ class DeviceSession:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        release_quietly(self.close, exc)
+    def __exit__(self, *exc: object) -> None:
+        release_quietly(self.close, exc[1] if isinstance(exc[1], BaseException) else None)
 
     @contextmanager
     def _using(self) -> Iterator[None]:
