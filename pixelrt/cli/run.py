@@ -49,6 +49,18 @@ class Settings:
     show_default=True,
     help="auto: the lowest that the bundle's reference outputs allow.",
 )
+@click.option(
+    "--plan",
+    type=click.Path(path_type=Path),
+    help="Use this TensorRT plan (NAME.plan) and no other.",
+)
+@click.option(
+    "--streams",
+    type=click.IntRange(1, 16),
+    default=1,
+    show_default=True,
+    help="Tiles that a GPU computes at the same time (tensorrt).",
+)
 @click.option("--tile", type=Tile(), default="auto", show_default=True, help="Input pixels.")
 @click.option(
     "--halo", default="exact", show_default=True, help="exact, input pixels, or e.g. 60dB."
@@ -73,6 +85,7 @@ def command(
     output: Path | None,
     backend: str,
     precision: str,
+    plan: Path | None,
     kind: str | None,
     overwrite: bool,
     quiet: bool,
@@ -86,7 +99,7 @@ def command(
     Folders are searched recursively and keep their structure; outputs that exist are
     skipped unless --overwrite is given. A failed image does not stop the others.
     """
-    with load(bundle, backend=backend, precision=precision) as model:
+    with load(bundle, backend=backend, precision=precision, plan=plan) as model:
         tag = f"x{model.scale}" if model.scale > 1 else model.manifest.name
         jobs = plan_jobs(inputs, output, SUFFIXES[kind] if kind else None, tag)
         settings = Settings(RunOptions(**options), resize, quality, max_pixels, overwrite, quiet)
@@ -163,6 +176,8 @@ def _summarise(model: ImageModel, done: int, skipped: int, failed: int) -> None:
     if done:
         note(f"backend   {model.info}")
         note(f"fidelity  {'; '.join(model.fidelity.values())}")
+        for text in model.notes:
+            note(f"note      {text}")
         for passed in model.passed_over:
             note(f"passed over  {passed}")
     if skipped or failed:

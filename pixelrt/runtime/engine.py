@@ -104,6 +104,12 @@ class Engine(Protocol):
         ...
 
 
+def image_shape(tensor: TensorSpec, dims: tuple[int, ...]) -> Shape:
+    """The batch, height and width in the dimensions of an image input."""
+    found = dict(zip(tensor.shape, dims, strict=True))
+    return Shape(found["N"], found["H"], found["W"])
+
+
 def output_shape(output: TensorSpec, shape: Shape) -> tuple[int, ...]:
     """Dimensions of an output whose axes are numbers, ``N``, ``H``, ``W``, or ``2*H``.
 
