@@ -55,13 +55,14 @@ class OwnedMemory(Closing):
 
 
 def _free_idle(cuda: Cuda, buffer: DeviceBuffer) -> None:
-    with buffer, on_device(cuda):
+    with buffer:
         try:
-            cuda.synchronize()
+            with on_device(cuda):
+                cuda.synchronize()
         except BackendError as exc:
-            release_quietly(buffer.close, exc)
+            # Where the device cannot be made current, it may be so already.
+            release_quietly(cuda.synchronize, exc)
             raise
-        buffer.close()
 
 
 @contextmanager
@@ -131,6 +132,11 @@ class DeviceFlow(Closing):
                 self._queue(split_images(image), split_images(out), plan)
             stack.pop_all()
         return replace(out, stream=image.stream, cuda=self._cuda)
+
+    @property
+    def device_bytes(self) -> int:
+        """Device memory that is held, apart from results."""
+        return self._source.size + self._result.size + (self._padded.size if self._padded else 0)
 
     def close(self) -> None:
         """Wait for the stream and release everything; results stay."""

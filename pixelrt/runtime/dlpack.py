@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from pixelrt.errors import ImageError
 from pixelrt.runtime import dlpack_layout
+from pixelrt.runtime.cuda import LEGACY_STREAM
 from pixelrt.runtime.dlpack_layout import FRESH, KINDS, USED, Managed, Tensor
-from pixelrt.runtime.interop import COPY_HINT, DeviceArray, contiguous
+from pixelrt.runtime.interop import COPY_HINT, DeviceArray, contiguous, device_array
 from pixelrt.runtime.resources import Stream
 
 
@@ -26,6 +28,25 @@ class _Owner:
     def __init__(self, managed: int, deleter: int | None) -> None:
         if deleter:
             weakref.finalize(self, ctypes.CFUNCTYPE(None, ctypes.c_void_p)(deleter), managed)
+
+
+def foreign_array(value: Any, ours: Stream, stream: int | None = None) -> DeviceArray:
+    """A view of another library's array, by ``__cuda_array_interface__`` or else by DLPack.
+
+    Work on ``ours`` may use it after the present work of its ``stream``. Raises ``ImageError``.
+    """
+    if not _has_interface(value) and hasattr(value, "__dlpack__"):
+        array = dlpack_array(value, ours)
+        return array if stream is None else replace(array, stream=stream or LEGACY_STREAM)
+    return device_array(value, stream=stream)
+
+
+def _has_interface(value: Any) -> bool:
+    try:
+        return hasattr(value, "__cuda_array_interface__")
+    # torch where gradients are wanted, and on the CPU in some versions
+    except (RuntimeError, TypeError):
+        return True
 
 
 def dlpack_array(value: Any, ours: Stream) -> DeviceArray:
