@@ -7,7 +7,9 @@ TensorRT asks of one that is recorded into a CUDA graph.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from traceback import clear_frames
 from typing import Any
 
 from pixelrt.errors import BackendError, OutOfMemoryError
@@ -30,6 +32,16 @@ def failure(what: str, told: Told) -> BackendError:
     if any(word in told.words.lower() for word in MEMORY_WORDS):
         return OutOfMemoryError(what, found=told.words)
     return BackendError(what, found=told.words)
+
+
+@contextmanager
+def letting_go() -> Iterator[None]:
+    """Of an error under way, keep no TensorRT object alive: each holds device memory."""
+    try:
+        yield
+    except BaseException as exc:
+        clear_frames(exc.__traceback__)
+        raise
 
 
 class TensorRTEngine:
@@ -67,9 +79,10 @@ class TensorRTEngine:
     def work_bytes(self, shape: Shape) -> int:
         if shape not in self._sizes:
             profile = choose_profile(self.profiles, shape)
-            if profile not in self._probes:
-                self._probes[profile] = self.context(profile, self._setup)
-            self._sizes[shape] = self.set_shape(self._probes[profile], shape)
+            with letting_go():
+                if profile not in self._probes:
+                    self._probes[profile] = self.context(profile, self._setup)
+                self._sizes[shape] = self.set_shape(self._probes[profile], shape)
         return self._sizes[shape]
 
     def result_shape(self, shape: Shape) -> tuple[int, ...]:
@@ -81,21 +94,36 @@ class TensorRTEngine:
     def close(self) -> None:
         with ExitStack() as stack:
             stack.enter_context(self._setup)
+            stack.callback(self._let_go)
             if self._probes:
                 stack.callback(self._setup.synchronize)
-            stack.callback(self._let_go)
 
     def context(self, profile: int, stream: Stream) -> Any:
         """A new execution context for a profile; switching it may queue work on ``stream``."""
-        strategy = self.trt.module.ExecutionContextAllocationStrategy.USER_MANAGED
         with listening(self.trt.module) as told:
-            context = self._engine.create_execution_context(strategy)
+            context = self._engine.create_execution_context(self._manner())
             if context is None:
                 raise failure(f"{self.trt} could not make an execution context", told)
             chosen = context.active_optimization_profile == profile
             if not chosen and not context.set_optimization_profile_async(profile, stream.handle):
                 raise failure(f"{self.trt} did not take profile {profile}", told)
         return context
+
+    def _manner(self) -> Any:
+        """How contexts are made: in memory of ours; for RTX, with the final kernels at once.
+
+        By default TensorRT for RTX compiles them while others run; a recorded graph would keep
+        those others.
+        """
+        module = self.trt.module
+        managed = module.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self.trt.flavour != "tensorrt-rtx":
+            return managed
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(managed)
+        eager = module.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.dynamic_shapes_kernel_specialization_strategy = eager
+        return config
 
     def set_shape(self, context: Any, shape: Shape) -> int:
         """Tell a context its shape; gives the bytes of memory that it then works in."""
@@ -132,6 +160,12 @@ class TensorRTLane:
         self._stream = stream
 
     def bind(
+        self, shape: Shape, source: DeviceBuffer, result: DeviceBuffer, work: DeviceBuffer | None
+    ) -> BoundContext:
+        with letting_go():
+            return self._bind(shape, source, result, work)
+
+    def _bind(
         self, shape: Shape, source: DeviceBuffer, result: DeviceBuffer, work: DeviceBuffer | None
     ) -> BoundContext:
         engine = self._engine

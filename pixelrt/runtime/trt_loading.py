@@ -18,7 +18,7 @@ from pixelrt.plans.store import StoredPlan
 from pixelrt.plans.tensorrt import TensorRT, Told, listening, logger_of
 from pixelrt.runtime.backends.base import BackendInfo, Sample
 from pixelrt.runtime.cuda import Cuda
-from pixelrt.runtime.trt_engine import TensorRTEngine, failure
+from pixelrt.runtime.trt_engine import TensorRTEngine, failure, letting_go
 from pixelrt.spec import TensorSpec
 
 DTYPES = {
@@ -42,6 +42,11 @@ def load_plan(trt: TensorRT, cuda: Cuda, plan: StoredPlan, info: BackendInfo) ->
     Raises ``InputError`` for a plan that is damaged or is not what its facts say;
     ``BackendError`` (``OutOfMemoryError``) with TensorRT's words where it does not load.
     """
+    with letting_go():
+        return _load(trt, cuda, plan, info)
+
+
+def _load(trt: TensorRT, cuda: Cuda, plan: StoredPlan, info: BackendInfo) -> TensorRTEngine:
     facts, files = plan.facts, plan.read()
     samples = tuple(_sample(one, files, plan) for one in facts.samples)
     cuda.activate()

@@ -9,6 +9,9 @@ from pixelrt.runtime.cuda import Cuda
 from pixelrt.runtime.memory import Arena
 from pixelrt.runtime.resources import Closing
 
+HEADROOM = 1 / 16
+"""Share of the device's memory that parts beyond the first leave free for what comes later."""
+
 
 class WorkMemory(Closing):
     """A part for each lane where the device has that much, else parts that go round.
@@ -36,11 +39,15 @@ class WorkMemory(Closing):
         Tells whether memory moved. Raises ``OutOfMemoryError`` where not even one fits. Not
         while work is queued that uses a part.
         """
-        if self._arenas and all(arena.size >= size for arena in self._arenas[:lanes]):
-            moved, first = False, len(self._arenas)
-        else:
-            moved, first = True, 0
-        for index in range(first, lanes):
+        moved = False
+        for index in range(lanes):
+            if index < len(self._arenas) and self._arenas[index].size >= size:
+                continue
+            if index and not self._affords(index, size):
+                moved = moved or index < len(self._arenas)
+                self._drop(index)
+                break
+            moved = True
             try:
                 self._part(index).reserve(size)
             except OutOfMemoryError:
@@ -60,6 +67,11 @@ class WorkMemory(Closing):
 
     def close(self) -> None:
         self.release()
+
+    def _affords(self, index: int, size: int) -> bool:
+        free, total = self._cuda.memory_info()
+        held = self._arenas[index].size if index < len(self._arenas) else 0
+        return free + held >= size + total * HEADROOM
 
     def _part(self, index: int) -> Arena:
         if index == len(self._arenas):
