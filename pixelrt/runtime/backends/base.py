@@ -32,7 +32,8 @@ class BackendInfo:
     device: str
     """The device in words, e.g. the processor's model name."""
     precision: str
-    """The arithmetic of the products: ``float32``, ``float16``, ``bfloat16``."""
+    """The arithmetic of the products: ``float32``, ``float16``, ``bfloat16``, or ``tf32``, float32
+    rounded to 10 bits of mantissa before it is multiplied."""
     engine: str = ""
     """What is executed in place of the graph itself: a plan's digest, a compiled variant."""
 
