@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pixelrt.engines.options import BuildOptions, check_options, target_of
+from pixelrt.engines.options import BuildOptions, check_options, has_gpu, target_of
 from pixelrt.engines.report import EngineReport, parse_layers
 from pixelrt.engines.trt import (
     Progress,
@@ -133,7 +133,7 @@ class _Build:
             raise self.watch.failure
         if plan is None:
             raise self._failed()
-        report = self._report(network)
+        report = self._report(network, plan)
         del parser
         return BuiltPlan(
             bytes(plan),
@@ -298,9 +298,9 @@ class _Build:
 
     # --- report ---------------------------------------------------------------------
 
-    def _report(self, network: Any) -> EngineReport:
+    def _report(self, network: Any, plan: Any) -> EngineReport:
         """The engine's layers, and the products of the graph at the optimum shape."""
-        layers = parse_layers(self.told.layers)
+        layers = parse_layers(self._inspected(plan) or self.told.layers)
         if not self.options.static:
             network, parser = self._parse()
             self._fix_shapes(network, static=True)
@@ -309,6 +309,21 @@ class _Build:
         else:
             products = products_of(self.trt.module, network)
         return EngineReport(layers, products, str(self._optimum))
+
+    def _inspected(self, plan: Any) -> str:
+        """The layers in the engine inspector's words; empty where no GPU can load the plan.
+
+        TensorRT for RTX makes its kernels when it first runs: its build log says as much.
+        """
+        if self.trt.flavour != "tensorrt" or self.options.strip_plan or not has_gpu(self.trt):
+            return ""
+        engine = self.trt.module.Runtime(self.logger).deserialize_cuda_engine(plan)
+        if engine is None:
+            raise BackendError(
+                f"{self.trt} cannot load the plan that it has built", found=self.told.words
+            )
+        form = self.trt.module.LayerInformationFormat.ONELINE
+        return str(engine.create_engine_inspector().get_engine_information(form))
 
 
 def _describe(error: Any) -> str:

@@ -461,3 +461,55 @@ def test_ci_does_not_skip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI")
     with pytest.raises(pytest.skip.Exception, match="tensorrt_bindings"):
         required_tensorrt()
+
+
+# --- the engine inspector, where there is a GPU ------------------------------------------
+
+
+class Inspected:
+    """The builder's module with a runtime that loads plans, as on a machine with a GPU."""
+
+    def __init__(self, module: Any, words: str | None) -> None:
+        self._module = module
+        self.words = words
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    def Runtime(self, logger: Any) -> Any:  # noqa: N802 - TensorRT's name
+        inspector = SimpleNamespace(get_engine_information=lambda form: self.words)
+        engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
+        return SimpleNamespace(
+            deserialize_cuda_engine=lambda plan: engine if self.words is not None else None
+        )
+
+
+@pytest.mark.parametrize(("half", "said"), [(False, ""), (True, "in float16 instead of float32")])
+def test_the_inspector_is_believed(
+    half: bool,
+    said: str,
+    srgan_bundle: Bundle,
+    trt: TensorRT,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the loaded engine says counts, not the build log."""
+    log = built(srgan_bundle, trt)
+    monkeypatch.setattr("pixelrt.engines.build.has_gpu", lambda _: True)
+    words = logger_of(trt.module).told.layers
+    if half:
+        words = words.replace("Float", "Half")
+    fake = replace(trt, module=Inspected(trt.module, words))
+    report = built(srgan_bundle, fake).report
+    if half:
+        with pytest.raises(CheckError, match=said):
+            check_precision(report, "float32")
+    else:
+        assert report == log.report
+
+
+def test_a_plan_that_its_own_gpu_does_not_load(
+    srgan_bundle: Bundle, trt: TensorRT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pixelrt.engines.build.has_gpu", lambda _: True)
+    with pytest.raises(BackendError, match="cannot load the plan that it has built"):
+        built(srgan_bundle, replace(trt, module=Inspected(trt.module, None)))
