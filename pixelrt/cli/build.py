@@ -222,6 +222,8 @@ def _read(timings: Path) -> bytes:
 
 
 def _keep_timings(path: Path, timings: bytes) -> None:
+    if not timings:
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:

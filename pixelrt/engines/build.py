@@ -45,7 +45,8 @@ _BUILDING = threading.Lock()
 
 @dataclass(frozen=True)
 class BuiltPlan:
-    """A serialised engine. ``warnings`` are TensorRT's own words."""
+    """A serialised engine. ``warnings`` are TensorRT's own words; ``timing_cache`` is what it
+    measured, empty for TensorRT for RTX."""
 
     plan: bytes
     timing_cache: bytes
@@ -124,7 +125,9 @@ class _Build:
         network, parser = self._parse()
         self._fix_shapes(network, static=self.options.static)
         config = self._config(network)
-        self._set_timings(config)
+        timed = self.trt.flavour == "tensorrt"  # TensorRT for RTX chooses on the GPU, later
+        if timed:
+            self._set_timings(config)
         monitor = monitor_of(self.trt.module, self.watch)
         config.progress_monitor = monitor
         self.told.errors.clear()  # without a GPU the builder starts with a complaint
@@ -137,7 +140,7 @@ class _Build:
         del parser
         return BuiltPlan(
             bytes(plan),
-            bytes(config.get_timing_cache().serialize()),
+            bytes(config.get_timing_cache().serialize()) if timed else b"",
             report,
             time.perf_counter() - start,
             tuple(self.told.warnings),

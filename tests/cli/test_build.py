@@ -21,16 +21,15 @@ from pixelrt.engines.report import report_of
 from pixelrt.errors import BackendError, CheckError, PixelrtError, UsageError
 from pixelrt.plans.facts import PlanFacts
 from pixelrt.plans.store import find_plans, graph_mismatch, plan_at
+from pixelrt.plans.target import Capability, Target, system_name
 from pixelrt.runtime.load import bundle_path
 from tests.engines.support import required_tensorrt
 
 
 @pytest.fixture(autouse=True)
-def rtx(monkeypatch: pytest.MonkeyPatch) -> TensorRT:
-    """The builder under test as TensorRT for RTX, the kind that asks for no GPU."""
-    trt = TensorRT(required_tensorrt().module, "tensorrt-rtx", "1.7.1")
-    monkeypatch.setattr(build, "load_tensorrt", lambda flavour: trt)
-    return trt
+def rtx() -> TensorRT:
+    """TensorRT for RTX builds without a GPU."""
+    return required_tensorrt("tensorrt-rtx")
 
 
 def run(bundle: Bundle, *arguments: Any, backend: str = "tensorrt-rtx") -> None:
@@ -103,6 +102,16 @@ def test_the_key_tells_builds_apart(srgan_bundle: Bundle, tmp_path: Path) -> Non
     assert len(set(keys)) == len(keys) - 1
 
 
+def test_ahead_of_time_for_other_gpus(srgan_bundle: Bundle, tmp_path: Path) -> None:
+    """Each target gives a plan of its own; a foreign one is refused by TensorRT's words."""
+    plans = {}
+    for target in ("sm75", "8.9", "sm86,sm89,sm120"):
+        run(srgan_bundle, "--static", "-q", "--target", target, "-o", tmp_path / "x.plan")
+        facts = facts_of(tmp_path / "x.plan")
+        plans[facts.sha256] = facts.target.capabilities
+    assert list(plans.values()) == [["sm75"], ["sm89"], ["sm86", "sm89", "sm120"]]
+
+
 def test_a_second_build_is_the_first_one(
     srgan_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -120,7 +129,7 @@ def test_a_second_build_is_the_first_one(
     assert plan_at(tmp_path / "one.plan").read() == plan_at(tmp_path / "two.plan").read()
 
 
-def test_into_the_bundle(srgan_bundle: Bundle, tmp_path: Path, capsys: Any) -> None:
+def test_into_the_bundle(srgan_bundle: Bundle, tmp_path: Path, capsys: Any, rtx: TensorRT) -> None:
     """Where a run looks for it; the bundle stays the bundle that it was."""
     root = tmp_path / "copy.pixelrt"
     shutil.copytree(srgan_bundle.root, root)
@@ -131,7 +140,8 @@ def test_into_the_bundle(srgan_bundle: Bundle, tmp_path: Path, capsys: Any) -> N
     assert found.problems == ()
     here, cached = found.plans
     assert here.facts == cached.facts
-    assert here.place.startswith(str(root / "engines" / "tensorrt-rtx-1.7.1-sm86+sm89+sm120-"))
+    folder = root / "engines" / f"tensorrt-rtx-{rtx.version}-sm86+sm89+sm120-{system_name()}"
+    assert here.place.startswith(str(folder))
     assert cached.place == f"the cache ({here.facts.key[:12]})"
     assert here.read() == cached.read()
     assert [s.name for s in here.facts.samples] == ["photo-1x64x64", "photo-1x256x256"]
@@ -162,7 +172,7 @@ def test_the_shipped_bundle_is_left_alone(capsys: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "kind", "said"),
     [
-        (["--target", "sm99"], UsageError, "sm75, sm86, sm89, sm120, sm121"),
+        (["--target", "sm99"], UsageError, "sm75, sm80, sm86, sm89, sm120, sm121"),
         (["--shapes", "64"], UsageError, "is no profile"),
         (["--shapes", "64x64", "--shapes", "1x64x64"], UsageError, "given twice"),
         (["--hardware-compatibility", "ampere_plus"], UsageError, "no hardware compatibility"),
@@ -203,17 +213,22 @@ def test_another_precision_is_not_written(
 def test_timings_are_kept_in_the_cache(
     srgan_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
+    """TensorRT measures while it builds; its bindings run here without a GPU."""
+    trt = required_tensorrt()
+    monkeypatch.setattr(build, "load_tensorrt", lambda _: trt)
+    here = Target("tensorrt", trt.version, (Capability(8, 9),), "a GPU", "13.0", system_name())
+    monkeypatch.setattr(build, "target_of", lambda *_: here)
     monkeypatch.setenv("PIXELRT_CACHE", str(tmp_path / "cache"))
-    run(srgan_bundle, "--static", "-o", tmp_path / "x.plan")
+    run(srgan_bundle, "--static", "-o", tmp_path / "x.plan", backend="tensorrt")
     assert "left out" not in capsys.readouterr().err
     (kept,) = (tmp_path / "cache" / "timing").iterdir()
     assert kept.stat().st_size > 0
     kept.write_bytes(b"rubbish")
-    run(srgan_bundle, "--static", "--level", "1", "-o", tmp_path / "x.plan")
+    run(srgan_bundle, "--static", "--level", "1", "-o", tmp_path / "x.plan", backend="tensorrt")
     assert "The timing cache will not be used" in capsys.readouterr().err
     kept.unlink()
     kept.mkdir()
-    run(srgan_bundle, "--static", "--level", "2", "-o", tmp_path / "x.plan")
+    run(srgan_bundle, "--static", "--level", "2", "-o", tmp_path / "x.plan", backend="tensorrt")
     assert "the next build measures again" in capsys.readouterr().err
 
 
@@ -233,7 +248,7 @@ def test_inspect_tells_of_plans(srgan_bundle: Bundle, tmp_path: Path, capsys: An
     shutil.copytree(srgan_bundle.root, root)
     run(open_bundle(root), "--static", "-q")
     text = describe(open_bundle(root))
-    assert "float16 image, tensorrt-rtx-1.7.1-sm86+sm89+sm120" in text
+    assert "float16 image, tensorrt-rtx-1.7.1.116-sm86+sm89+sm120" in text
     assert "1x256x256" in text
     next((root / "engines").glob("*/*.plan.json")).write_text("{}")
     assert "does not describe a plan" in describe(open_bundle(root))
