@@ -259,7 +259,7 @@ class _Build:
                 raise BackendError(
                     f"there is no DLA core {options.dla_core}",
                     found=f"{cores} DLA cores",
-                    expected="a Jetson with a DLA",
+                    expected="a Jetson with a DLA, and a TensorRT that knows it (10.7 and earlier)",
                     hint="build for the GPU",
                 )
             config.default_device_type = module.DeviceType.DLA
