@@ -13,11 +13,12 @@ import click
 from pixelrt.cache import cache_folder
 from pixelrt.cli.options import ByteCount
 from pixelrt.cli.terminal import note, phase_bar
-from pixelrt.errors import OutputError, UsageError
+from pixelrt.errors import BackendError, CheckError, OutputError, UsageError
 from pixelrt.files import atomic_write
 from pixelrt.runtime.load import SHIPPED, bundle_path
 
 if TYPE_CHECKING:
+    from pixelrt.bundle import Bundle
     from pixelrt.engines.make import Made, Request
     from pixelrt.engines.report import Precision
     from pixelrt.engines.trt import TensorRT
@@ -138,6 +139,48 @@ def command(
 
 
 REPORT = "report.json"
+
+
+def ensure_plan(bundle: Bundle, *, shipped: bool, quiet: bool) -> None:
+    """Build a plan for this machine's GPU, with the usual options, unless one fits it.
+
+    Where that cannot be, the reasons are told and nothing happens: another backend may do.
+    """
+    from pixelrt.engines import build
+    from pixelrt.engines.make import Request
+    from pixelrt.plans.profiles import default_profile
+    from pixelrt.plans.target import detect_target
+
+    reasons = []
+    flavours: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
+    for flavour in flavours:
+        try:
+            trt = build.load_tensorrt(flavour)
+            here = detect_target(flavour, trt.version)
+            if not _fits(bundle, here):
+                rtx = flavour == "tensorrt-rtx"
+                options = build.BuildOptions(
+                    (default_profile(bundle.manifest.image),),
+                    precision="float16",
+                    capabilities=here.capabilities if rtx else (),
+                )
+                request = Request(bundle, "image", options, build.target_of(options, trt))
+                made = _make(request, trt, quiet=quiet)
+                note(f"built {_keep(made, request, None, shipped=shipped)}")
+        except (BackendError, CheckError) as exc:
+            reasons.append(f"{flavour}: {exc}")
+        else:
+            return
+    for reason in reasons:
+        note(f"no plan was built  {reason}")
+
+
+def _fits(bundle: Bundle, here: Target) -> bool:
+    from pixelrt.plans.store import find_plans
+    from pixelrt.plans.target import mismatch
+
+    plans = find_plans(bundle, bundle.component.graph("image")).plans
+    return any(not mismatch(one.facts.bound_to, here, one.facts.options) for one in plans)
 
 
 def _make(request: Request, trt: TensorRT, *, quiet: bool) -> Made:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pixelrt.bundle import Bundle, open_bundle
-from pixelrt.cli.build import command
+from pixelrt.cli.build import command, ensure_plan
 from pixelrt.cli.inspect import describe
 from pixelrt.cli.terminal import phase_bar
 from pixelrt.engines import build
@@ -252,3 +252,41 @@ def test_inspect_tells_of_plans(srgan_bundle: Bundle, tmp_path: Path, capsys: An
     assert "1x256x256" in text
     next((root / "engines").glob("*/*.plan.json")).write_text("{}")
     assert "does not describe a plan" in describe(open_bundle(root))
+
+
+def at_hand(monkeypatch: pytest.MonkeyPatch, capability: Capability) -> None:
+    """A machine with TensorRT for RTX and a GPU; TensorRT itself is not installed."""
+    load = build.load_tensorrt
+
+    def only_rtx(flavour: Any) -> TensorRT:
+        if flavour == "tensorrt":
+            raise BackendError("tensorrt is not installed")
+        return load(flavour)
+
+    def detect(flavour: Any, version: str, device: int = 0) -> Target:
+        return Target(flavour, version, (capability,), "a GPU", "13.0", system_name())
+
+    monkeypatch.setattr(build, "load_tensorrt", only_rtx)
+    monkeypatch.setattr("pixelrt.plans.target.detect_target", detect)
+
+
+def test_a_plan_is_built_once_for_the_gpu_at_hand(
+    srgan_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    root = tmp_path / "copy.pixelrt"
+    shutil.copytree(srgan_bundle.root, root)
+    bundle = open_bundle(root)
+    graph = bundle.component.graph("image")
+    at_hand(monkeypatch, Capability(8, 9))
+    for count in (1, 0):
+        ensure_plan(bundle, shipped=False, quiet=True)
+        assert capsys.readouterr().err.count("built ") == count
+    assert len({one.facts.key for one in find_plans(bundle, graph).plans}) == 1
+    at_hand(monkeypatch, Capability(12, 0))
+    ensure_plan(bundle, shipped=False, quiet=True)
+    assert len({one.facts.key for one in find_plans(bundle, graph).plans}) == 2
+    at_hand(monkeypatch, Capability(9, 0))
+    ensure_plan(bundle, shipped=False, quiet=True)
+    told = capsys.readouterr().err
+    assert "no plan was built  tensorrt: tensorrt is not installed" in told
+    assert "does not build for sm90" in told
