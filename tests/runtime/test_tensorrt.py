@@ -243,8 +243,11 @@ DAMAGE: dict[str, tuple[Spoil, str]] = {
         "does not describe a plan",
     ),
     "missing facts": (lambda p: p.with_name(p.name + ".json").unlink(), "cannot be used as a plan"),
-    "an altered sample": (lambda p: flip(p.with_name("sample.npz"), 40), "sample.npz was altered"),
-    "a missing sample": (lambda p: p.with_name("sample.npz").unlink(), "sample.npz"),
+    "an altered sample": (
+        lambda p: flip(p.with_name("net.plan.sample.npz"), 40),
+        "sample.npz was altered",
+    ),
+    "a missing sample": (lambda p: p.with_name("net.plan.sample.npz").unlink(), "sample.npz"),
     "a writable plan": (lambda p: p.chmod(0o666), "no file of ours"),
 }
 
@@ -428,7 +431,7 @@ def test_weights_of_a_stripped_plan_come_from_its_graph(desk: Desk, right: bool)
         entry = msgspec.structs.replace(
             facts.files["graph.bin"], sha256=digest(other), bytes=len(other)
         )
-        path.with_name("graph.bin").write_bytes(other)
+        path.with_name("net.plan.graph.bin").write_bytes(other)
         sealed(path, msgspec.structs.replace(facts, files={**facts.files, "graph.bin": entry}))
         with pytest.raises(InputError, match=r"weights of graph\.onnx do not fit") as caught:
             model(desk, backend="tensorrt").session()
@@ -452,8 +455,8 @@ def test_a_plan_of_the_users_is_the_only_one(desk: Desk, tmp_path: Path) -> None
     desk.build(image_net("image", DYNAMIC), name="two", precision="float32")
     away = tmp_path / "away"
     shutil.copytree(path.parent, away)
-    (away / "one.plan").rename(away / "renamed.plan")
-    (away / "one.plan.json").rename(away / "renamed.plan.json")
+    for file in list(away.iterdir()):
+        file.rename(away / file.name.replace("one.plan", "renamed.plan"))
     plan = plan_at(away / "renamed.plan")
     with ImageModel(desk.bundle, backends=(desk.backend(plan),)) as one:
         assert one.info.engine == plan.facts.sha256[:12]
