@@ -10,14 +10,16 @@ from typing import Any
 import click
 import numpy as np
 
+from pixelrt.bundle import open_bundle
+from pixelrt.cli.build import ensure_plan
 from pixelrt.cli.jobs import Job, plan_jobs
 from pixelrt.cli.options import ByteCount, PixelSize, Tile
 from pixelrt.cli.terminal import note, tile_bar
-from pixelrt.errors import InputError, OutputError, PixelrtError
+from pixelrt.errors import InputError, OutputError, PixelrtError, UsageError
 from pixelrt.runtime.backends.select import PRECISIONS
 from pixelrt.runtime.encode import write_picture
 from pixelrt.runtime.image import Picture, read_picture
-from pixelrt.runtime.load import load
+from pixelrt.runtime.load import SHIPPED, bundle_path, load
 from pixelrt.runtime.pipelines.image import ImageModel
 from pixelrt.runtime.planning import RunOptions
 
@@ -48,6 +50,9 @@ class Settings:
     default="auto",
     show_default=True,
     help="auto: the lowest that the bundle's reference outputs allow.",
+)
+@click.option(
+    "--build", "build_plan", is_flag=True, help="Build a TensorRT plan first if none fits this GPU."
 )
 @click.option(
     "--plan",
@@ -85,6 +90,7 @@ def command(
     output: Path | None,
     backend: str,
     precision: str,
+    build_plan: bool,
     plan: Path | None,
     kind: str | None,
     overwrite: bool,
@@ -99,6 +105,10 @@ def command(
     Folders are searched recursively and keep their structure; outputs that exist are
     skipped unless --overwrite is given. A failed image does not stop the others.
     """
+    if build_plan and plan:
+        raise UsageError("--build and --plan do not go together", hint="leave one of them out")
+    if build_plan:
+        ensure_plan(open_bundle(bundle_path(bundle)), shipped=bundle in SHIPPED, quiet=quiet)
     with load(bundle, backend=backend, precision=precision, plan=plan) as model:
         tag = f"x{model.scale}" if model.scale > 1 else model.manifest.name
         jobs = plan_jobs(inputs, output, SUFFIXES[kind] if kind else None, tag)

@@ -124,6 +124,15 @@ def _check_dla(options: BuildOptions) -> None:
         raise UsageError("a plan for a DLA is bound to its Jetson and its TensorRT version")
 
 
+def has_gpu(trt: TensorRT) -> bool:
+    """Whether this machine has a GPU that CUDA can use."""
+    try:
+        detect_target(trt.flavour, trt.version)
+    except BackendError:
+        return False
+    return True
+
+
 def _require_gpu(what: str, trt: TensorRT) -> None:
     try:
         detect_target(trt.flavour, trt.version)

@@ -21,8 +21,7 @@ MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt
 MAJORS: dict[Flavour, tuple[int, ...]] = {"tensorrt": (10, 11), "tensorrt-rtx": (1,)}
 HINTS: dict[Flavour, str] = {
     "tensorrt": "pip install 'pixelrt[tensorrt]'",
-    "tensorrt-rtx": "install the Python wheel of NVIDIA's TensorRT for RTX beside "
-    "'pixelrt[tensorrt]', or use --backend tensorrt",
+    "tensorrt-rtx": "pip install 'pixelrt[tensorrt-rtx]'",
 }
 
 

@@ -42,6 +42,8 @@ def device_planner(
     It raises ``OutOfMemoryError`` with the numbers where nothing fits, ``UsageError`` where
     the session takes no tile of that image.
     """
+    if options.streams < 1:
+        raise UsageError(f"{options.streams} streams", expected="a positive number")
     need = device_need(manifest, session, options.streams)
 
     def plan_for(budget: int) -> DevicePlan:

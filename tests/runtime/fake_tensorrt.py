@@ -141,6 +141,7 @@ class FakeTensorRT:
         self.refuse = ""
         self.executed: list[tuple[int, ...]] = []
         self.contexts = 0
+        self.host_code: list[bool] = []
         self.module = self._module()
 
     @property
@@ -165,6 +166,7 @@ class FakeTensorRT:
                     net = Net.read(bytes(data))
                     here = world()
                     assert here is not None
+                    here.host_code.append(self.engine_host_code_allowed)
                     return FakeEngine(here, self.logger, net)
                 except (ValueError, BackendError) as exc:
                     report(self.logger, exc)

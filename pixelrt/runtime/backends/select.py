@@ -12,6 +12,7 @@ from pixelrt.runtime.backends.onnxruntime import INSTALL_HINT, OnnxRuntimeCpu
 from pixelrt.runtime.backends.onnxruntime_cuda import ONNXRUNTIME_CUDA
 from pixelrt.runtime.backends.onnxruntime_rtx import ONNXRUNTIME_RTX
 from pixelrt.runtime.backends.tensorrt import TensorRTBackend
+from pixelrt.runtime.resources import release_quietly
 from pixelrt.runtime.verify import known_failure, require_verified
 
 BACKENDS: tuple[Backend, ...] = (
@@ -138,8 +139,8 @@ def _open(bundle: Bundle, role: GraphRole, offer: Offer, *, verify: bool) -> tup
     session = offer.open()
     try:
         return session, require_verified(bundle, session, role) if verify else NOT_VERIFIED
-    except BaseException:
-        session.close()
+    except BaseException as exc:
+        release_quietly(session.close, exc)
         raise
 
 
