@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from pixelrt.errors import BackendError, OutOfMemoryError
 
-INSTALL_HINT = "pip install 'pixelrt[tensorrt]'"
+INSTALL_HINT = "pip install 'pixelrt[cuda]', 'pixelrt[rtx]' or 'pixelrt[tensorrt]'"
 
 CopyKind = Literal["h2d", "d2h", "d2d"]
 

@@ -22,6 +22,8 @@ from pixelrt.runtime.resources import DeviceBuffer, Event, Stream, release_quiet
 from pixelrt.spec import TensorSpec
 
 NO_SYNC = "disable_synchronize_execution_providers"
+DEVICE_KIND = "cuda"
+"""onnxruntime's name for memory of an NVIDIA GPU."""
 MEMORY_WORDS = ("out of memory", "bad_alloc", "failed to allocate", "cuda failure 2:")
 """``CUDA failure 2`` is ``cudaErrorMemoryAllocation``."""
 
@@ -129,9 +131,9 @@ class OrtLane:
         with failures(engine.info, shape):
             binding = engine.session.io_binding()
             dims, kind = tensor_shape(spec, shape), np.dtype(spec.dtype).type
-            binding.bind_input(spec.name, "cuda", device, kind, dims, source.address)
+            binding.bind_input(spec.name, DEVICE_KIND, device, kind, dims, source.address)
             dims, kind = engine.result_shape(shape), np.dtype(output.dtype).type
-            binding.bind_output(output.name, "cuda", device, kind, dims, result.address)
+            binding.bind_output(output.name, DEVICE_KIND, device, kind, dims, result.address)
         return OrtBound(self, shape, binding)
 
     def run(self, shape: Shape, binding: Any, options: Any) -> None:

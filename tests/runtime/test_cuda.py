@@ -244,7 +244,8 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     with pytest.raises(BackendError) as caught:
         RealCuda()
-    assert caught.value.hint == "pip install 'pixelrt[tensorrt]'"
+    for extra in ("cuda", "rtx", "tensorrt"):
+        assert f"pixelrt[{extra}]" in caught.value.hint
 
 
 def test_this_machine_has_a_device_or_says_why_not() -> None:

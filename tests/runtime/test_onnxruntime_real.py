@@ -15,6 +15,11 @@ import pytest
 from onnx import parser
 
 from pixelrt.errors import BackendError
+from pixelrt.runtime import ort_engine
+from pixelrt.runtime.backends.onnxruntime import OnnxRuntimeCpu
+from pixelrt.runtime.backends.onnxruntime_cuda import CudaProvider
+from pixelrt.runtime.backends.onnxruntime_device import OrtDeviceBackend, OrtMachine
+from pixelrt.runtime.load import load
 from pixelrt.runtime.ort_assignment import (
     CPU_PROVIDER,
     RECORD,
@@ -22,6 +27,10 @@ from pixelrt.runtime.ort_assignment import (
     require_provider,
     require_tiny,
 )
+from pixelrt.runtime.pipelines.image import ImageModel
+from pixelrt.runtime.resources import Stream
+from tests.runtime.device_cases import on_device, read_back
+from tests.runtime.eager_cuda import EagerCuda
 
 SHAPES_ONLY = """
 <ir_version: 8, opset_import: ["" : 18]>
@@ -103,6 +112,51 @@ def test_the_profile_is_read_once_and_goes(tmp_path: Path) -> None:
 def test_a_profile_without_nodes_proves_nothing(events: Any) -> None:
     with pytest.raises(BackendError, match="cannot be told"):
         require_tiny(events, "CUDAExecutionProvider")
+
+
+class HostProvider(CudaProvider):
+    """onnxruntime's CPU in place of a GPU: everything else is real."""
+
+    name = "onnxruntime-host"
+    provider = CPU_PROVIDER
+
+    def missing(self, machine: OrtMachine) -> str:
+        return ""
+
+    def prepare(self, machine: OrtMachine, ort: Any, cuda: Any) -> None:
+        pass
+
+    def add(self, ort: Any, options: Any, setting: Any) -> list[Any]:
+        return [(CPU_PROVIDER, {})]
+
+
+@pytest.mark.parametrize("tile", ["off", 64])
+def test_the_real_library_through_the_whole_device_path(
+    photo: Any, tile: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Binding to addresses, run options, profile and proof, with memory that is the host's."""
+    monkeypatch.setattr(ort_engine, "DEVICE_KIND", "cpu")
+    cuda = EagerCuda()
+    bundle = load("demo").bundle
+    device = OrtDeviceBackend(HostProvider(), OrtMachine(cuda=lambda: cuda))
+    image = photo[:90, :77]
+    with (
+        ImageModel(bundle, backends=(device,)) as model,
+        ImageModel(bundle, backends=(OnnxRuntimeCpu(),)) as cpu,
+    ):
+        assert model.info.name == "onnxruntime-host"
+        wanted = cpu(image, tile=tile)
+        np.testing.assert_array_equal(model(image, tile=tile), wanted)
+        wide = image.astype(np.float32) / np.float32(255)
+        np.testing.assert_allclose(model(wide, tile=tile), cpu(wide, tile=tile), atol=1e-5)
+        with (
+            Stream(cuda) as theirs,
+            on_device(cuda, np.ascontiguousarray(image), theirs) as array,
+        ):
+            result = model.run_device(array, tile=tile)
+            np.testing.assert_array_equal(read_back(cuda, result), wanted)
+            del result
+    cuda.assert_clean()
 
 
 REGISTER = """

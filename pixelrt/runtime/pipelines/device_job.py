@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from pixelrt.errors import ImageError
+from pixelrt.geometry import Size
+from pixelrt.manifest import Manifest
 from pixelrt.runtime.backends.base import ArraySession
+from pixelrt.runtime.device_planning import device_budget, device_planner
 from pixelrt.runtime.interop import DeviceArray
+from pixelrt.runtime.planning import RunOptions
+from pixelrt.runtime.replan import run_with_replan
 from pixelrt.spec import ImageSpec
 
 
@@ -26,6 +32,30 @@ class DeviceJob:
 
     def __len__(self) -> int:
         return self.images.shape[0]
+
+
+def run_on_device(
+    session: ArraySession,
+    manifest: Manifest,
+    image: Any,
+    options: RunOptions,
+    *,
+    stream: int | None,
+    out: Any,
+    report: Callable[[str], None],
+) -> DeviceArray:
+    """``ImageModel.run_device`` on a session that can; ``report`` hears of smaller plans."""
+    spec, chosen = manifest.image, replace(options, streams=1)
+    job = device_job(session, image, out, spec, stream)
+    size = Size(*job.images.shape[1:3])
+    result = run_with_replan(
+        device_planner(size, len(job), manifest, chosen, session),
+        lambda plan: session.run_device(job.images, plan, job.out, spec),
+        device_budget(session, chosen),
+        release=session.trim,
+        report=report,
+    )
+    return replace(result, shape=job.result_shape)
 
 
 def device_job(

@@ -27,7 +27,7 @@ from pixelrt.runtime.backends.select import BACKENDS, Choice, PassedOver, open_s
 from pixelrt.runtime.device_planning import device_budget, device_planner
 from pixelrt.runtime.fitting import DevicePlan
 from pixelrt.runtime.interop import DeviceArray
-from pixelrt.runtime.pipelines.device_job import device_job
+from pixelrt.runtime.pipelines.device_job import run_on_device
 from pixelrt.runtime.pipelines.planes import Route, route_planes
 from pixelrt.runtime.planning import RunOptions, plan_image
 from pixelrt.runtime.replan import run_with_replan
@@ -152,17 +152,12 @@ class ImageModel:
         session = self.session("image")
         if not isinstance(session, ArraySession):
             raise self._not_on_a_gpu(session)
-        chosen = replace(run_options(options), streams=1)
-        job = device_job(session, image, out, self.manifest.image, stream)
-        size = Size(*job.images.shape[1:3])
-        result = run_with_replan(
-            device_planner(size, len(job), self.manifest, chosen, session),
-            lambda plan: session.run_device(job.images, plan, job.out, self.manifest.image),
-            device_budget(session, chosen),
-            release=session.trim,
+        return run_on_device(
+            *(session, self.manifest, image, run_options(options)),
+            stream=stream,
+            out=out,
             report=self._replans.append,
         )
-        return replace(result, shape=job.result_shape)
 
     def run_core(self, images: Array, options: RunOptions | None = None) -> Array:
         """(N, channels_in, H, W) float32 in [0, 1] through the float graph, not clamped.
