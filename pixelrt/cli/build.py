@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from pixelrt.bundle import Bundle
     from pixelrt.engines.make import Made, Request
     from pixelrt.engines.report import Precision
-    from pixelrt.engines.trt import TensorRT
     from pixelrt.manifest import GraphRole
     from pixelrt.plans.profiles import Profile
     from pixelrt.plans.target import Flavour, Target
+    from pixelrt.plans.tensorrt import TensorRT
     from pixelrt.spec import ImageSpec
 
 

@@ -54,6 +54,18 @@ class Settings:
 @click.option(
     "--build", "build_plan", is_flag=True, help="Build a TensorRT plan first if none fits this GPU."
 )
+@click.option(
+    "--plan",
+    type=click.Path(path_type=Path),
+    help="Use this TensorRT plan (NAME.plan) and no other.",
+)
+@click.option(
+    "--streams",
+    type=click.IntRange(1, 16),
+    default=1,
+    show_default=True,
+    help="Tiles that a GPU computes at the same time (tensorrt).",
+)
 @click.option("--tile", type=Tile(), default="auto", show_default=True, help="Input pixels.")
 @click.option(
     "--halo", default="exact", show_default=True, help="exact, input pixels, or e.g. 60dB."
@@ -79,6 +91,7 @@ def command(
     backend: str,
     precision: str,
     build_plan: bool,
+    plan: Path | None,
     kind: str | None,
     overwrite: bool,
     quiet: bool,
@@ -94,7 +107,7 @@ def command(
     """
     if build_plan:
         ensure_plan(open_bundle(bundle_path(bundle)), shipped=bundle in SHIPPED, quiet=quiet)
-    with load(bundle, backend=backend, precision=precision) as model:
+    with load(bundle, backend=backend, precision=precision, plan=plan) as model:
         tag = f"x{model.scale}" if model.scale > 1 else model.manifest.name
         jobs = plan_jobs(inputs, output, SUFFIXES[kind] if kind else None, tag)
         settings = Settings(RunOptions(**options), resize, quality, max_pixels, overwrite, quiet)
@@ -171,6 +184,8 @@ def _summarise(model: ImageModel, done: int, skipped: int, failed: int) -> None:
     if done:
         note(f"backend   {model.info}")
         note(f"fidelity  {'; '.join(model.fidelity.values())}")
+        for text in model.notes:
+            note(f"note      {text}")
         for passed in model.passed_over:
             note(f"passed over  {passed}")
     if skipped or failed:

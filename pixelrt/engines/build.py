@@ -12,20 +12,10 @@ from typing import Any
 
 from pixelrt.engines.options import BuildOptions, check_options, has_gpu, target_of
 from pixelrt.engines.report import EngineReport, parse_layers
-from pixelrt.engines.trt import (
-    Progress,
-    TensorRT,
-    Told,
-    Watch,
-    in_thread,
-    load_tensorrt,
-    logger_of,
-    monitor_of,
-    products_of,
-    use_module,
-)
+from pixelrt.engines.trt import Progress, Watch, in_thread, monitor_of, products_of
 from pixelrt.errors import BackendError, InputError
 from pixelrt.plans.profiles import Shape, tensor_shape
+from pixelrt.plans.tensorrt import TensorRT, Told, load_tensorrt, logger_of, use_module
 from pixelrt.spec import TensorSpec
 
 __all__ = [

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pixelrt.engines.report import Precision
-from pixelrt.engines.trt import TensorRT
 from pixelrt.errors import BackendError, UsageError
 from pixelrt.plans.profiles import Profile
 from pixelrt.plans.target import Capability, Target, ahead_of_time, detect_target
+from pixelrt.plans.tensorrt import TensorRT
 
 HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 LEVELS = range(6)

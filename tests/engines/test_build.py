@@ -28,11 +28,11 @@ from pixelrt.engines.build import (
     use_module,
 )
 from pixelrt.engines.report import check_precision
-from pixelrt.engines.trt import Told, logger_of
 from pixelrt.errors import BackendError, CheckError, InputError, UsageError
 from pixelrt.manifest import GraphRole
 from pixelrt.plans.profiles import default_profile, parse_profile
 from pixelrt.plans.target import Capability
+from pixelrt.plans.tensorrt import Told, logger_of
 from pixelrt.spec import TensorSpec
 from tests.engines import support
 from tests.engines.support import graph_file, required_tensorrt
