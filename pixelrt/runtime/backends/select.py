@@ -144,6 +144,8 @@ NOT_VERIFIED = "not verified, as asked"
 
 
 def _label(offer: Offer) -> str:
+    if offer.refused:
+        return offer.info.name
     engine = f" {offer.info.engine}" if offer.info.engine else ""
     return f"{offer.info.name} {offer.info.precision}{engine}"
 
