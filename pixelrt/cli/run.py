@@ -15,7 +15,7 @@ from pixelrt.cli.build import ensure_plan
 from pixelrt.cli.jobs import Job, plan_jobs
 from pixelrt.cli.options import ByteCount, PixelSize, Tile
 from pixelrt.cli.terminal import note, tile_bar
-from pixelrt.errors import InputError, OutputError, PixelrtError
+from pixelrt.errors import InputError, OutputError, PixelrtError, UsageError
 from pixelrt.runtime.backends.select import PRECISIONS
 from pixelrt.runtime.encode import write_picture
 from pixelrt.runtime.image import Picture, read_picture
@@ -105,6 +105,8 @@ def command(
     Folders are searched recursively and keep their structure; outputs that exist are
     skipped unless --overwrite is given. A failed image does not stop the others.
     """
+    if build_plan and plan:
+        raise UsageError("--build and --plan do not go together", hint="leave one of them out")
     if build_plan:
         ensure_plan(open_bundle(bundle_path(bundle)), shipped=bundle in SHIPPED, quiet=quiet)
     with load(bundle, backend=backend, precision=precision, plan=plan) as model:
