@@ -9,9 +9,10 @@ from pixelrt.errors import BackendError, FidelityError, InputError, PixelrtError
 from pixelrt.manifest import GraphRole
 from pixelrt.runtime.backends.base import Backend, Offer, Session
 from pixelrt.runtime.backends.onnxruntime import INSTALL_HINT, OnnxRuntimeCpu
+from pixelrt.runtime.backends.openvino import OnnxRuntimeOpenVino
 from pixelrt.runtime.verify import known_failure, require_verified
 
-BACKENDS: tuple[Backend, ...] = (OnnxRuntimeCpu(),)
+BACKENDS: tuple[Backend, ...] = (OnnxRuntimeOpenVino(), OnnxRuntimeCpu())
 """In the order in which ``auto`` tries them."""
 
 PRECISIONS = ("auto", "float16", "bfloat16", "float32")
