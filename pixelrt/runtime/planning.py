@@ -47,6 +47,11 @@ def padded_size(size: Size, manifest: Manifest, pad: str) -> Size:
     return library_size(size, manifest.image)
 
 
+def memory_budget(options: RunOptions) -> int:
+    """Bytes that a run may take: what was asked for, or a share of what is free now."""
+    return options.max_memory or int(available_memory() * MEMORY_SHARE)
+
+
 def memory_need(manifest: Manifest, pixels: int) -> int:
     """Estimated bytes for a run of the network over ``pixels`` input pixels."""
     return manifest.memory.fixed + manifest.memory.per_pixel * pixels
@@ -75,7 +80,7 @@ def plan_image(size: Size, manifest: Manifest, options: RunOptions) -> TilePlan:
     where a network with whole-image statistics would need more than there is.
     """
     image = padded_size(size, manifest, options.pad)
-    budget = options.max_memory or int(available_memory() * MEMORY_SHARE)
+    budget = memory_budget(options)
     if manifest.receptive_field.halo is None:
         return _whole(image, manifest, options, budget)
     if options.tile == "off":
