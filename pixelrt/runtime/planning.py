@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
+
+from msgspec.structs import replace
 
 from pixelrt.errors import OutOfMemoryError, UsageError
 from pixelrt.geometry import Size, TilePlan, choose_tile, plan_tiles, round_up
@@ -57,6 +60,12 @@ def memory_budget(options: RunOptions) -> int:
 def memory_need(manifest: Manifest, pixels: int) -> int:
     """Estimated bytes for a run of the network over ``pixels`` input pixels."""
     return manifest.memory.fixed + manifest.memory.per_pixel * pixels
+
+
+def with_memory_share(manifest: Manifest, share: float) -> Manifest:
+    """The manifest with its estimate per pixel scaled to what a backend takes of it."""
+    need = manifest.memory
+    return replace(manifest, memory=replace(need, per_pixel=ceil(need.per_pixel * share)))
 
 
 def resolve_halo(halo: str | int, manifest: Manifest) -> int:

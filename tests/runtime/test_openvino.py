@@ -22,14 +22,11 @@ from pixelrt.errors import BackendError
 from pixelrt.manifest import Graph
 from pixelrt.plans.cache import PlanCache
 from pixelrt.plans.seal import Artefact
-from pixelrt.runtime.backends import openvino, openvino_cache, openvino_plugin
-from pixelrt.runtime.backends.openvino import (
-    OnnxRuntimeOpenVino,
-    Source,
-    open_openvino,
-    precisions,
-)
+from pixelrt.runtime.backends import openvino_cache, openvino_plugin, openvino_session
+from pixelrt.runtime.backends.openvino import OnnxRuntimeOpenVino, precisions
 from pixelrt.runtime.backends.openvino_plugin import Settings, load_plugin
+from pixelrt.runtime.backends.openvino_session import OpenVinoSession, open_openvino
+from pixelrt.runtime.backends.openvino_source import Source
 from pixelrt.runtime.backends.select import BACKENDS, Choice, open_session
 from pixelrt.runtime.load import bundle_path, load
 
@@ -243,6 +240,97 @@ def test_too_little_memory_is_called_so(tmp_path: Path) -> None:
     assert "2000, 2000" in done.stdout
 
 
+# --- one shape ------------------------------------------------------------------------
+
+
+def full_session(bundle: Bundle) -> OpenVinoSession:
+    (full,) = (o for o in OPENVINO[0].offers(bundle, "core") if o.info.precision == "float32")
+    session = full.open()
+    assert isinstance(session, OpenVinoSession)
+    return session
+
+
+def infer(session: OpenVinoSession, x: Any) -> Any:
+    return session.infer({session.inputs[0].name: x})[session.outputs[0].name]
+
+
+@pytest.fixture
+def shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Compiling for one shape pays at once; gives the shapes that graphs were opened for."""
+    monkeypatch.setattr(openvino_session, "FIXED_GAIN", float("inf"))
+    opened: list[tuple[int, ...]] = []
+    open_source = Source.open
+
+    def seen(self: Source) -> Any:
+        opened.append(self.settings.shape)
+        return open_source(self)
+
+    monkeypatch.setattr(Source, "open", seen)
+    return opened
+
+
+def test_one_shape_is_compiled_for_once_it_pays(
+    demo: Bundle, shapes: list[tuple[int, ...]]
+) -> None:
+    wide, high = noise(16, 40), noise(40, 16)
+    with full_session(demo) as session:
+        values = [infer(session, wide) for _ in range(3)]
+        assert shapes == [(), wide.shape]
+        assert session._session is not None
+        assert tuple(session._session.get_inputs()[0].shape) == wide.shape
+        for one in values[1:]:
+            np.testing.assert_allclose(one, values[0], atol=1e-5)
+        np.testing.assert_allclose(infer(session, high), run(source(demo), high), atol=1e-5)
+        del shapes[-1]  # that of the line above
+        assert shapes == [(), wide.shape, (), high.shape]
+        assert len(blobs()) == 1
+
+
+def test_a_shape_is_not_compiled_for_before_it_pays(
+    demo: Bundle, shapes: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_session, "FIXED_GAIN", 1e-6)
+    with full_session(demo) as session:
+        for _ in range(5):
+            infer(session, noise(16, 16))
+    assert shapes == [()]
+
+
+def test_difference_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = noise(30, 41), noise(30, 41, 1)
+    whole = openvino_session.difference(one, other)
+    error = np.abs(one - other)
+    np.testing.assert_allclose(whole, (error.max(), np.square(error).mean()), rtol=1e-5)
+    monkeypatch.setattr(openvino_session, "BLOCK", 100)
+    np.testing.assert_allclose(openvino_session.difference(one, other), whole, rtol=1e-5)
+    other[0, 0, 29, 40] = np.nan
+    assert openvino_session.difference(one, other)[0] == float("inf")
+    levels = np.zeros((1, 2, 2, 3), np.uint8)
+    assert openvino_session.difference(levels, levels + np.uint8(255)) == (255.0, 255.0**2)
+
+
+@pytest.mark.parametrize("fault", ["other results", "does not open"])
+def test_one_for_a_shape_that_differs_is_not_taken(
+    demo: Bundle, shapes: list[tuple[int, ...]], fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph for one shape that computes in bfloat16 in place of float32, and none at all."""
+    made = Source.fixed
+
+    def wrong(self: Source, shape: tuple[int, ...]) -> Source:
+        fixed = made(self, shape)
+        if fault == "does not open":
+            return replace(fixed, graph=Graph("core", "graphs/none.onnx", self.graph.inputs, []))
+        return replace(fixed, settings=replace(fixed.settings, precision="bfloat16"))
+
+    monkeypatch.setattr(Source, "fixed", wrong)
+    x = noise(24, 24)
+    with full_session(demo) as session:
+        right = infer(session, x)
+        for _ in range(3):
+            np.testing.assert_array_equal(infer(session, x), right)
+    assert shapes == [(), x.shape, ()]
+
+
 # --- what is kept ---------------------------------------------------------------------
 
 
@@ -362,4 +450,3 @@ def test_a_run_says_backend_and_precision(photo: Any, tmp_path: Path) -> None:
     config = json.loads(Settings("float16", 3).load_config())["CPU"]
     assert config["INFERENCE_PRECISION_HINT"] == "f16"
     assert config["INFERENCE_NUM_THREADS"] == "3"
-    assert openvino.FULL_PSNR["core"] > 80
