@@ -121,12 +121,16 @@ class Bench:
             self._route = route or reference_route(stack.enter_context(open_reference(bundle)))
             self._resources = stack.pop_all()
 
+    def plan(self, case: Case) -> TilePlan:
+        """How the image of ``case`` is cut; raises as ``run`` does."""
+        return plan_image(case.size, self.bundle.manifest, case.options)
+
     def run(self, case: Case, effort: Effort) -> Outcome:
         """Warm up, measure, and hold the last output against the reference.
 
         Raises ``UsageError`` or ``OutOfMemoryError`` where the image cannot be cut that way.
         """
-        plan = plan_image(case.size, self.bundle.manifest, case.options)
+        plan = self.plan(case)
         with tempfile.TemporaryDirectory(prefix="pixelrt-bench-") as folder:
             source, target = Path(folder, "input.jpg"), Path(folder, "output.png")
             write_scene(source, scene(case.size, case.source))
@@ -150,9 +154,9 @@ class Bench:
             return self._trip(source, target, options)
 
         with host_peak() as host, device_peak(self.session.info.name) as device:
-            warmup = warm_up(trip, effort.warmup)
+            warmup = warm_up(trip, effort.warmup, self.clock.now)
             before = read_clocks()
-            measured = measure(trip, effort)
+            measured = measure(trip, effort, self.clock.now)
             after = read_clocks()
         return _Run(warmup, measured, host, device, before, after)
 

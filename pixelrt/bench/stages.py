@@ -26,7 +26,7 @@ class StageClock:
     """Books time to stages. Outside ``start`` and ``finish`` it books nothing."""
 
     def __init__(self, clock: Clock = time.perf_counter) -> None:
-        self._clock = clock
+        self.now = clock
         self._lock = threading.Lock()
         self._stage = ""
         self._since = 0.0
@@ -38,7 +38,7 @@ class StageClock:
         with self._lock:
             self._booked = dict.fromkeys(STAGES, 0.0)
             self._running = 0
-            self._stage, self._since = stage, self._clock()
+            self._stage, self._since = stage, self.now()
 
     def enter(self, stage: str) -> None:
         """From here on it is ``stage``, unless a graph is running."""
@@ -73,7 +73,7 @@ class StageClock:
     def _switch(self, stage: str) -> None:
         if not self._stage:  # between images, such as while a session is verified
             return
-        now = self._clock()
+        now = self.now()
         self._booked[self._stage] += now - self._since
         self._stage, self._since = stage, now
 

@@ -110,7 +110,8 @@ def command(
     """Measure BUNDLE from file to file: decode, copy in, compute, copy out, encode.
 
     Every backend, precision, size and tile is warmed up until its times are steady and then
-    measured; the last output is held against the float32 route. Exit code 1 where an output
+    measured; tiles that come to the same plan are measured once. The last output is held
+    against the float32 route. Exit code 1 where an output
     misses the fidelity of its precision; with --strict also where a case was not stable or
     could not be measured.
     """
@@ -162,8 +163,13 @@ def run_all(
         choice = Choice(name, precision)
         try:
             with Bench(bundle, choice, reference_pixels=asked.reference_pixels) as bench:
+                done: set[object] = set()
                 for case in asked.cases:
                     try:
+                        plan = bench.plan(case)
+                        if (case.size, plan) in done:  # another tile that comes to the same
+                            continue
+                        done.add((case.size, plan))
                         outcome = _run(bench, case, asked.effort, quiet=quiet)
                     except (BackendError, InputError, UsageError) as exc:
                         first = first or exc

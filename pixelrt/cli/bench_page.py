@@ -16,6 +16,7 @@ from pixelrt.cli.bench_table import (
     case_name,
     psnr_text,
     seconds_text,
+    state_text,
     wrong_text,
 )
 from pixelrt.cli.report_check import badge
@@ -123,7 +124,7 @@ def _result_row(result: Result) -> tuple[str, ...]:
         number_text(result.seconds_per_megapixel),
         _memory_text(result),
         psnr_text(result),
-        badge(result.stable, "stable" if result.stable else "UNSTABLE"),
+        badge(not state_text(result), state_text(result) or "stable"),
     )
 
 

@@ -65,7 +65,7 @@ def _numbers(outcome: Outcome) -> Html:
     rows = [
         ("latency", f"{seconds_text(result.latency.p50)} (p50)"),
         ("peak memory", bytes_text(result.memory.host_peak)),
-        ("PSNR", psnr_text(result) + ("" if levels is None else f", at most {levels} levels off")),
+        ("PSNR", psnr_text(result) + ("" if levels is None else f", off by up to {levels} of 255")),
         ("compared", f"{result.fidelity.note}, with {result.fidelity.reference}"),
     ]
     entries = [markup(element("dt", name), element("dd", value)) for name, value in rows]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pixelrt.cli.report_markup import Html, element, markup
 
 WIDTH, HEIGHT = 440, 300
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 46
+LEFT, RIGHT, TOP, BOTTOM = 78, 14, 14, 54
 COLOURS = 6
 """Styles ``series-0`` to ``series-5`` of ``bench.css``; further series begin again."""
 LOG_FROM = 8.0
@@ -134,7 +134,7 @@ def _x_axis(axis: Axis) -> Html:
     ticks = [
         markup(
             element("line", x1=_at(axis.place(t)), x2=_at(axis.place(t)), y1=base, y2=base + 5),
-            element("text", axis.label(t), x=_at(axis.place(t)), y=base + 18, text_anchor="middle"),
+            element("text", axis.label(t), x=_at(axis.place(t)), y=base + 23, text_anchor="middle"),
         )
         for t in axis.ticks
     ]
@@ -160,8 +160,8 @@ def _y_axis(axis: Axis) -> Html:
         for t in axis.ticks
     ]  # fmt: skip
     middle = (TOP + HEIGHT - BOTTOM) / 2
-    turned = {"transform": f"rotate(-90 12 {middle})"}
-    name = element("text", _named(axis), x=12, y=_at(middle), text_anchor="middle", **turned)
+    turned = {"transform": f"rotate(-90 14 {middle})"}
+    name = element("text", _named(axis), x=14, y=_at(middle), text_anchor="middle", **turned)
     return element("g", *ticks, name, class_="axis")
 
 

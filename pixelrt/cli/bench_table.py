@@ -45,6 +45,13 @@ def plan_text(result: Result) -> str:
     return f"{plan.tiles} tiles of {plan.tile_width}x{plan.tile_height}, halo {plan.halo}"
 
 
+def state_text(result: Result) -> str:
+    """Empty where nothing is wrong."""
+    if not result.fidelity.passed:
+        return "WRONG"
+    return "" if result.stable else "UNSTABLE"
+
+
 def psnr_text(result: Result) -> str:
     value = result.fidelity.psnr
     if value is None:
@@ -55,13 +62,15 @@ def psnr_text(result: Result) -> str:
 def wrong_text(result: Result) -> str:
     found = result.fidelity
     return (
-        f"the output has {psnr_text(result)}, at most {found.max_levels} levels off, against "
+        f"the output has {psnr_text(result)}, off by up to {found.max_levels} of 255, against "
         f"{found.reference}; {found.limit:.0f} dB were due"
     )
 
 
 def seconds_text(seconds: float) -> str:
     """Three digits with the unit that suits them."""
+    if not seconds:
+        return "0"
     for unit, factor in (("s", 1.0), ("ms", 1e3)):
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"
@@ -92,7 +101,7 @@ def _row(result: Result) -> tuple[str, ...]:
         f"{result.megapixels_per_second:.3g}",
         bytes_text(result.memory.host_peak),
         psnr_text(result),
-        "" if result.stable else "UNSTABLE",
+        state_text(result),
     )
 
 
