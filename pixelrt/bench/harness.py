@@ -38,13 +38,15 @@ from pixelrt.bench.stages import StageClock, TimedBackend
 from pixelrt.bench.statistics import judge, summarise
 from pixelrt.bench.steady import Effort, Measured, measure, warm_up
 from pixelrt.bundle import Bundle
+from pixelrt.errors import BackendError, FidelityError
 from pixelrt.geometry import Size, TilePlan
+from pixelrt.manifest import GraphRole
 from pixelrt.runtime.backends.base import Backend, Session
 from pixelrt.runtime.backends.select import BACKENDS, Choice, open_session
 from pixelrt.runtime.encode import write_picture
 from pixelrt.runtime.image import read_picture
 from pixelrt.runtime.pipelines.image import ImageModel
-from pixelrt.runtime.planning import RunOptions, plan_image
+from pixelrt.runtime.planning import RunOptions
 from pixelrt.runtime.verify import check_all, limits_of
 
 MEGA = 1_000_000
@@ -115,15 +117,14 @@ class Bench:
                 )
             )
             self.session: Session = self.model.session("image")
-            info = self.session.info
-            exactly = Choice(info.name, info.precision)
-            self._samples = _sample_fidelity(bundle, exactly, backends) if samples else []
+            self._samples = _sample_fidelity(bundle, self.session, backends) if samples else []
             self._route = route or reference_route(stack.enter_context(open_reference(bundle)))
             self._resources = stack.pop_all()
 
     def plan(self, case: Case) -> TilePlan:
         """How the image of ``case`` is cut; raises as ``run`` does."""
-        return plan_image(case.size, self.bundle.manifest, case.options)
+        options = {name: getattr(case.options, name) for name in RunOptions.__dataclass_fields__}
+        return self.model.plan(case.size.height, case.size.width, **options)
 
     def run(self, case: Case, effort: Effort) -> Outcome:
         """Warm up, measure, and hold the last output against the reference.
@@ -191,6 +192,7 @@ class Bench:
             engine=info.engine,
             device=info.device,
             verdict=self.model.fidelity["image"],
+            notes=list(getattr(self.model, "notes", ())),
             passed_over=[str(one) for one in self.model.passed_over],
             width=case.size.width,
             height=case.size.height,
@@ -240,21 +242,30 @@ def subject_of(bundle: Bundle) -> Subject:
 
 
 def _sample_fidelity(
-    bundle: Bundle, choice: Choice, backends: tuple[Backend, ...]
+    bundle: Bundle, image: Session, backends: tuple[Backend, ...]
 ) -> list[SampleFidelity]:
-    """The bundle's samples on the float graph, where rounding to levels hides nothing."""
-    opened = open_session(bundle, "core", choice, backends)
+    """The bundle's samples on the float graph, where rounding to levels hides nothing; on the
+    image graph where the backend has no float graph, such as a lone plan."""
+    choice = Choice(image.info.name, image.info.precision)
+    try:
+        opened = open_session(bundle, "core", choice, backends)
+    except (BackendError, FidelityError):
+        return _samples_of(bundle, image, "image")
     with opened.session as session:
-        return [
-            SampleFidelity(
-                check.sample.name,
-                "core",
-                check.comparison.psnr,
-                check.comparison.max_abs,
-                check.passed,
-            )
-            for check in check_all(bundle, session, "core")
-        ]
+        return _samples_of(bundle, session, "core")
+
+
+def _samples_of(bundle: Bundle, session: Session, role: GraphRole) -> list[SampleFidelity]:
+    return [
+        SampleFidelity(
+            check.sample.name,
+            role,
+            check.comparison.psnr,
+            check.comparison.max_abs,
+            check.passed,
+        )
+        for check in check_all(bundle, session, role)
+    ]
 
 
 def _plan(plan: TilePlan, options: RunOptions) -> Plan:

@@ -141,6 +141,7 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     device: str
     verdict: str
     passed_over: list[str]
+    notes: list[str]
     width: int
     height: int
     output_width: int

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Self
 
 from pixelrt.bench.schema import STAGES
@@ -93,11 +94,17 @@ class TimedBackend:
         return tuple(self._timed(offer) for offer in self._backend.offers(bundle, role))
 
     def _timed(self, offer: Offer) -> Offer:
-        return Offer(offer.info, lambda: TimedSession(offer.open(), self._clock))
+        return replace(offer, open=lambda: timed(offer.open(), self._clock))
+
+
+def timed(session: Session, clock: StageClock) -> TimedSession:
+    """``session`` with its runs told to ``clock``; one that moves tiles itself keeps doing so."""
+    kind = TimedTileSession if hasattr(session, "run_tiles") else TimedSession
+    return kind(session, clock)
 
 
 class TimedSession:
-    """A session that tells a ``StageClock`` when it runs; otherwise the one inside."""
+    """A session that tells a ``StageClock`` when it runs."""
 
     def __init__(self, session: Session, clock: StageClock) -> None:
         self._session = session
@@ -115,11 +122,39 @@ class TimedSession:
     def close(self) -> None:
         self._session.close()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class TimedTileSession(TimedSession):
+    """A session that takes whole images and copies beside computing: all of it is *compute*.
+
+    Its further methods are spelt out because a protocol is recognised by what the class has.
+    """
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(self._inside.notes)
+
+    def run_tiles(self, *images_plan_out: Any, **options: Any) -> None:
+        with self._clock.computing():
+            self._inside.run_tiles(*images_plan_out, **options)
+
+    def work_bytes(self, shape: Any) -> Any:
+        return self._inside.work_bytes(shape)
+
+    def buffer_bytes(self, shape: Any, streams: int) -> int:
+        return int(self._inside.buffer_bytes(shape, streams))
+
+    def free_memory(self) -> int:
+        return int(self._inside.free_memory())
+
+    def trim(self) -> None:
+        self._inside.trim()
+
+    @property
+    def _inside(self) -> Any:
+        return self._session

@@ -40,6 +40,7 @@ def make_result(**changes: Any) -> Result:
     facts: dict[str, Any] = {
         "backend": "onnxruntime-cpu", "backend_version": "1.31", "precision": "float32",
         "engine": "", "device": "a processor", "verdict": "verified now", "passed_over": [],
+        "notes": [],
         "width": 100, "height": 50, "output_width": 200, "output_height": 100,
         "plan": Plan("tile auto, halo exact", 2, 80, 50, 12, 1.6),
         "warmup": Warmup(9, 8.0, 3.0, True, 0.02),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 
 from pixelrt.bench.harness import Bench
 from pixelrt.bench.schema import STAGES
-from pixelrt.bench.stages import StageClock, TimedBackend
-from pixelrt.runtime.backends.fake import FakeBackend
+from pixelrt.bench.stages import StageClock, TimedBackend, TimedTileSession, timed
+from pixelrt.runtime.backends.base import BackendInfo
+from pixelrt.runtime.backends.fake import FakeBackend, FakeSession
 from pixelrt.runtime.backends.select import Choice
 from pixelrt.runtime.pipelines.image import ImageModel
 from pixelrt.runtime.planning import RunOptions
+from pixelrt.spec import TensorSpec
 from tests.bench.test_statistics import FakeClock
 from tests.bundles import nearest, write_bundle
 
@@ -114,3 +117,36 @@ def test_closing_a_bench_closes_the_sessions_inside(tmp_path: Path) -> None:
         pass
     assert len(backend.sessions) == 2
     assert all(session.closed for session in backend.sessions)
+
+
+def test_a_session_that_moves_tiles_itself_goes_on_doing_so() -> None:
+    """It is found by its methods, and its whole flow is compute."""
+    clock = FakeClock()
+    stages = StageClock(clock)
+
+    class Moving(FakeSession):
+        notes = ("not pinned",)
+
+        def run_tiles(self, images: str, *, scale: int) -> None:
+            clock.now += 4 * scale
+
+    spec = TensorSpec("x", "uint8", ("N", "H", "W", 3))
+    info = BackendInfo("fake", "1", "none", "float32")
+    plain = timed(FakeSession(nearest(), (spec,), (spec,), info), stages)
+    moving = timed(Moving(nearest(), (spec,), (spec,), info), stages)
+    assert not hasattr(plain, "run_tiles")
+    assert isinstance(moving, TimedTileSession)
+    stages.start("copy_in")
+    moving.run_tiles("images", scale=2)
+    assert stages.finish()["compute"] == 8
+    assert moving.notes == ("not pinned",)
+
+
+def test_what_an_offer_says_of_itself_stays(tmp_path: Path) -> None:
+    backend = FakeBackend(
+        {"image": nearest(), "core": nearest()}, precisions=("float16", "float32")
+    )
+    bundle = write_bundle(tmp_path / "b.pixelrt")
+    inside = backend.offers(bundle, "image")
+    outside = TimedBackend(backend, StageClock()).offers(bundle, "image")
+    assert [replace(o, open=None) for o in outside] == [replace(o, open=None) for o in inside]  # type: ignore[arg-type]
