@@ -12,8 +12,6 @@ import torch
 from PIL import Image
 
 from pixelrt.cli.main import run
-from pixelrt.engines import build
-from pixelrt.engines.build import TensorRT
 from tests.engines.support import required_tensorrt
 from tests.export.test_swin2sr import authors_file
 
@@ -38,10 +36,7 @@ def test_commands(tmp_path: Path, photo: Any, monkeypatch: pytest.MonkeyPatch) -
     torch.save({"params": weights}, "Swin2SR_ClassicalSR_X2_64.pth")
     found = commands()
     assert [command[0] for command in found] == ["run", "export", "verify", "run", "build"]
-    trt = required_tensorrt()
-    monkeypatch.setattr(
-        build, "load_tensorrt", lambda _: TensorRT(trt.module, "tensorrt-rtx", trt.version)
-    )
+    required_tensorrt("tensorrt-rtx")
     for command in found:
         # the kind of TensorRT that asks for no GPU
         more = ["--backend", "tensorrt-rtx"] if command[0] == "build" else []

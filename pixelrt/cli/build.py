@@ -5,35 +5,31 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from pixelrt.cache import cache_folder
 from pixelrt.cli.options import ByteCount
-from pixelrt.cli.terminal import note
-from pixelrt.errors import OutputError, UsageError
-from pixelrt.files import sha256_file
+from pixelrt.cli.terminal import note, phase_bar
+from pixelrt.errors import BackendError, CheckError, OutputError, UsageError
+from pixelrt.files import atomic_write
+from pixelrt.runtime.load import SHIPPED, bundle_path
 
 if TYPE_CHECKING:
     from pixelrt.bundle import Bundle
-    from pixelrt.engines.build import BuildOptions, BuiltPlan
+    from pixelrt.engines.make import Made, Request
     from pixelrt.engines.report import Precision
-    from pixelrt.manifest import Graph, GraphRole
-    from pixelrt.plans.profiles import Profile, Shape
+    from pixelrt.manifest import GraphRole
+    from pixelrt.plans.profiles import Profile
     from pixelrt.plans.target import Flavour, Target
+    from pixelrt.plans.tensorrt import TensorRT
     from pixelrt.spec import ImageSpec
-
-Step = Callable[[str, int, int], None]
 
 
 @click.command("build")
-@click.argument("bundle_path", metavar="NAME.pixelrt", type=click.Path(path_type=Path))
+@click.argument("bundle_name", metavar="BUNDLE")
 @click.option(
     "--backend",
     type=click.Choice(["tensorrt", "tensorrt-rtx"]),
@@ -87,11 +83,14 @@ Step = Callable[[str, int, int], None]
 @click.option("--report", "show", is_flag=True, help="Show what TensorRT made of the graph.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write that as JSON.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="NAME.plan to write, or a folder."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="NAME.plan to write, or a folder; else the plan goes into the bundle.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def command(
-    bundle_path: Path,
+    bundle_name: str,
     backend: str,
     target: str | None,
     shapes: tuple[str, ...],
@@ -106,22 +105,22 @@ def command(
     no_tf32: bool,
     **more: Any,
 ) -> None:
-    """Build a TensorRT plan from a bundle, and NAME.plan.json beside it: what the plan is bound
-    to, its key and sha256, how the graph was converted, and what TensorRT made of it.
+    """Build a TensorRT plan from BUNDLE and put it there, where `pixelrt run` finds it.
 
-    A graph that misses the reference is not built, and a plan that does not run in the
-    precision of its graph is not written.
+    Beside the plan stand its facts (what it is bound to, its key and digests, how the graph
+    was converted), a report of what TensorRT made of it, and a sample of its size to be held
+    against. A graph that misses the reference is not built, and a plan that does not run in
+    the precision of its graph is not written.
     """
     from pixelrt.bundle import open_bundle
     from pixelrt.engines import build
-    from pixelrt.engines.report import check_precision
+    from pixelrt.engines.make import Request
     from pixelrt.plans.target import parse_capabilities
 
     flavour = cast("Flavour", backend)
-    bundle = open_bundle(bundle_path)
+    bundle = open_bundle(bundle_path(bundle_name))
     capabilities = parse_capabilities(target, flavour) if target else ()
     profiles = _profiles(shapes, bundle.manifest.image, static=static)
-    chosen = bundle.component.graph(cast("GraphRole", graph))
     low = cast("Precision", precision)
     options = build.BuildOptions(
         profiles, precision=low, capabilities=capabilities, tf32=not no_tf32, **more
@@ -129,67 +128,121 @@ def command(
     trt = build.load_tensorrt(flavour)
     build.check_options(options, trt)
     bound = build.target_of(options, trt)
-    plan_file = _plan_file(output, bundle, graph, bound)
-    with (
-        _prepared(bundle, chosen, profiles[0].shapes[1], low, target_db, quiet=quiet) as lowered,
-        _timing_cache(bound, options) as (with_cache, keep),
-        phase_bar(enabled=not quiet) as step,
-    ):
-        built = build.build_plan(
-            lowered.file,
-            chosen.inputs,
-            with_cache,
-            trt=trt,
-            origin=f"the {graph} graph of {bundle.manifest.name} ({_recipe(bundle)})",
+    request = Request(bundle, cast("GraphRole", graph), options, bound, target_db)
+    made = _make(request, trt, quiet=quiet)
+    if json_file:
+        with atomic_write(json_file) as file:
+            file.write(made.files[REPORT])
+    proof = prove(made, request)
+    place = _keep(made, request, output, shipped=bundle_name in SHIPPED)
+    if not quiet:
+        note(proof)
+        _tell(made, place, show=show)
+
+
+REPORT = "report.json"
+
+
+def ensure_plan(bundle: Bundle, *, shipped: bool, quiet: bool) -> None:
+    """Build a plan for this machine's GPU, with the usual options, unless one fits it.
+
+    Where that cannot be, the reasons are told and nothing happens: another backend may do.
+    """
+    from pixelrt.engines import build
+    from pixelrt.engines.make import Request
+    from pixelrt.plans.profiles import default_profile
+    from pixelrt.plans.target import detect_target
+
+    reasons = []
+    flavours: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
+    for flavour in flavours:
+        try:
+            trt = build.load_tensorrt(flavour)
+            here = detect_target(flavour, trt.version)
+            if not _fits(bundle, here):
+                rtx = flavour == "tensorrt-rtx"
+                options = build.BuildOptions(
+                    (default_profile(bundle.manifest.image),),
+                    precision="float16",
+                    capabilities=here.capabilities if rtx else (),
+                )
+                request = Request(bundle, "image", options, build.target_of(options, trt))
+                made = _make(request, trt, quiet=quiet)
+                note(prove(made, request))
+                note(f"built {_keep(made, request, None, shipped=shipped)}")
+        except (BackendError, CheckError) as exc:
+            reasons.append(f"{flavour}: {exc}")
+        else:
+            return
+    for reason in reasons:
+        note(f"no plan was built  {reason}")
+
+
+def prove(made: Made, request: Request) -> str:
+    """Hold a new plan against its samples on its GPU; the verdict in words.
+
+    Raises ``FidelityError`` for a wrong plan. Without its GPU that waits for the first use.
+    """
+    from pixelrt.plans.store import StoredPlan
+    from pixelrt.runtime.backends.select import Choice, open_session
+    from pixelrt.runtime.backends.tensorrt import TensorRTBackend
+
+    plan = StoredPlan(made.facts, "the plan just built", lambda: made.files)
+    backend = TensorRTBackend(request.target.flavour, plan=plan)
+    try:
+        opened = open_session(request.bundle, request.role, Choice(backend.name), (backend,))
+    except BackendError as exc:
+        words = "; ".join(part for part in (exc.found, exc.hint) if part) or exc.message
+        return f"not executed here, so it is checked where it is first used: {words}"
+    opened.session.close()
+    return opened.verdict
+
+
+def _fits(bundle: Bundle, here: Target) -> bool:
+    from pixelrt.plans.store import find_plans
+    from pixelrt.plans.target import mismatch
+
+    plans = find_plans(bundle, bundle.component.graph("image")).plans
+    return any(not mismatch(one.facts.bound_to, here, one.facts.options) for one in plans)
+
+
+def _make(request: Request, trt: TensorRT, *, quiet: bool) -> Made:
+    from pixelrt.engines.make import obtain_plan
+    from pixelrt.plans.store import plan_cache
+
+    timings = _timing_file(request.target)
+    with phase_bar(enabled=not quiet) as step:
+        return obtain_plan(
+            request,
+            trt,
+            plan_cache(note),
+            timing_cache=lambda: _read(timings),
+            keep_timings=lambda data: _keep_timings(timings, data),
+            note=(lambda _: None) if quiet else note,
             progress=step,
         )
-        keep(built.timing_cache)
-    check_precision(built.report, low)
-    facts = _facts(bundle, chosen, options, lowered, bound, built, plan_file)
-    _write(plan_file, built.plan, facts, json_file)
-    if not quiet:
-        _tell(plan_file, built, show=show)
 
 
-@dataclass(frozen=True)
-class Lowered:
-    """The graph that TensorRT gets, and what was done to the bundle's."""
+def _keep(made: Made, request: Request, output: Path | None, *, shipped: bool) -> str:
+    """Put the plan where it belongs; gives the place in words. It is in the cache already."""
+    from pixelrt.plans.store import ENGINES, write_plan
 
-    file: Path
-    facts: dict[str, Any]
-
-
-@contextmanager
-def _prepared(
-    bundle: Bundle,
-    graph: Graph,
-    shape: Shape,
-    precision: Precision,
-    target_db: float,
-    *,
-    quiet: bool,
-) -> Iterator[Lowered]:
-    """The graph rewritten and converted in a temporary folder, checked on the samples."""
-    from pixelrt.engines.precision import Policy
-    from pixelrt.engines.prepare import prepare_graph
-
-    policy = None if precision == "float32" else Policy(dtype=precision, target_db=target_db)
-    with tempfile.TemporaryDirectory(prefix="pixelrt-build-") as folder:
-        file = Path(folder, "graph.onnx")
-        if not quiet:
-            note(f"converting the graph to {precision} and checking it on the samples")
-        converted = prepare_graph(bundle, graph, shape, policy, file)
-        facts: dict[str, Any] = {"precision": precision, "sha256": sha256_file(file)}
-        if converted:
-            if not quiet:
-                note(converted.describe())
-            facts |= {
-                "target_db": target_db,
-                "worst_db": min(one.psnr for one in converted.fidelity),
-                "share": converted.fp16_share,
-                "kept": [[one.node, one.op, one.reason] for one in converted.kept],
-            }
-        yield Lowered(file, facts)
+    bundle, facts = request.bundle, made.facts
+    name = f"{facts.graph.role}-{facts.precision}-{facts.key[:12]}.plan"
+    path = bundle.root / ENGINES / str(request.target) / name
+    if output is not None:
+        path = output / f"{bundle.manifest.name}-{name}" if output.is_dir() else output
+    in_cache = f"the cache ({facts.key[:12]})"
+    if shipped and output is None:
+        return in_cache
+    try:
+        write_plan(path, facts, made.files)
+    except (OSError, OutputError) as exc:
+        if output is not None:
+            raise
+        note(f"the plan stays in the cache: {exc}")
+        return in_cache
+    return str(path)
 
 
 def _profiles(shapes: tuple[str, ...], spec: ImageSpec, *, static: bool) -> tuple[Profile, ...]:
@@ -204,120 +257,42 @@ def _profiles(shapes: tuple[str, ...], spec: ImageSpec, *, static: bool) -> tupl
     return profiles
 
 
-def _plan_file(output: Path | None, bundle: Bundle, graph: str, target: Target) -> Path:
-    name = f"{bundle.manifest.name}-{graph}-{target}.plan"
-    if output is None:
-        return Path(name)
-    return output / name if output.is_dir() else output
+def _tell(made: Made, place: str, *, show: bool) -> None:
+    from pixelrt.engines.report import megabytes, node_table, report_of
 
-
-def _recipe(bundle: Bundle) -> str:
-    return f"family {bundle.manifest.family}, variant {bundle.manifest.variant}"
-
-
-def _facts(
-    bundle: Bundle,
-    graph: Graph,
-    options: BuildOptions,
-    lowered: Lowered,
-    target: Target,
-    built: BuiltPlan,
-    plan_file: Path,
-) -> dict[str, Any]:
-    """What stands beside the plan: enough to know whether it may be used, and for what."""
-    from pixelrt.plans.target import CacheKey
-
-    files = bundle.manifest.files
-    weights = tuple(files[name].sha256 for name in graph.data)
-    decided = {**options.as_json(), "target_db": lowered.facts.get("target_db")}
-    key = CacheKey(files[graph.file].sha256, weights, decided, target)
-    return {
-        "plan": plan_file.name,
-        "sha256": built.sha256,
-        "bytes": len(built.plan),
-        "key": key.key(),
-        "target": target.as_json(),
-        "options": decided,
-        "conversion": lowered.facts,
-        "bundle": bundle.sha256,
-        "graph": {"role": graph.role, "sha256": key.graph, "weights": list(weights)},
-        "seconds": round(built.seconds, 3),
-        "warnings": list(built.warnings),
-        "report": built.report.as_json(),
-    }
-
-
-def _write(plan_file: Path, plan: bytes, facts: dict[str, Any], json_file: Path | None) -> None:
-    from pixelrt.files import atomic_write
-
-    text = json.dumps(facts, indent=1).encode() + b"\n"
-    with atomic_write(plan_file) as file:
-        file.write(plan)
-    for path in (plan_file.with_name(f"{plan_file.name}.json"), json_file):
-        if path:
-            with atomic_write(path) as file:
-                file.write(text)
-
-
-def _tell(plan_file: Path, built: BuiltPlan, *, show: bool) -> None:
-    from pixelrt.engines.report import megabytes, node_table
-
-    for words in built.warnings:
+    facts = made.facts
+    for words in facts.warnings:
         note(f"TensorRT: {words}")
     if show:
-        click.echo(node_table(built.report))
+        report = report_of(bytes(made.files[REPORT]))
+        click.echo(node_table(report))
         click.echo()
-        click.echo(built.report.text())
-    size = megabytes(len(built.plan))
-    click.echo(f"{plan_file}: {size}, built in {built.seconds:.1f} s, sha256 {built.sha256}")
+        click.echo(report.text())
+    size = megabytes(facts.files[facts.plan].bytes)
+    how = f"built in {facts.seconds:.1f} s" if made.fresh else "built before"
+    click.echo(f"{place}: {size}, {how}, sha256 {facts.sha256}")
 
 
-@contextmanager
-def _timing_cache(
-    target: Target, options: BuildOptions
-) -> Iterator[tuple[BuildOptions, Callable[[bytes], None]]]:
-    """The options with what earlier builds for this target measured, and how to keep it."""
-    from dataclasses import replace
+# --- TensorRT's measurements, kept for the next build on the same target -----------------
 
-    from pixelrt.cache import cache_folder
-    from pixelrt.files import atomic_write
 
+def _timing_file(target: Target) -> Path:
     name = hashlib.sha256(json.dumps(target.as_json(), sort_keys=True).encode()).hexdigest()
-    path = cache_folder() / "timing" / f"{name}.bin"
-
-    def keep(timings: bytes) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as file:
-                file.write(timings)
-        except (OSError, OutputError) as exc:
-            note(f"the next build measures again: {exc}")
-
-    known = b""
-    with contextlib.suppress(OSError):
-        known = path.read_bytes()
-    yield replace(options, timing_cache=known), keep
+    return cache_folder() / "timing" / f"{name}.bin"
 
 
-@contextmanager
-def phase_bar(*, enabled: bool) -> Iterator[Step | None]:
-    """A bar of the builder's phases on standard error; nothing where that is no terminal."""
-    if not (enabled and sys.stderr.isatty()):
-        yield None
+def _read(timings: Path) -> bytes:
+    with contextlib.suppress(OSError):  # none yet
+        return timings.read_bytes()
+    return b""
+
+
+def _keep_timings(path: Path, timings: bytes) -> None:
+    if not timings:
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("starting TensorRT", total=None)
-
-        def step(phase: str, done: int, total: int) -> None:
-            progress.update(task, description=phase, completed=done, total=total or None)
-
-        yield step
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(timings)
+    except (OSError, OutputError) as exc:
+        note(f"the next build measures again: {exc}")

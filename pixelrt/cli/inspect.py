@@ -9,6 +9,7 @@ import click
 from pixelrt.bundle import Bundle, open_bundle
 from pixelrt.cli.terminal import table
 from pixelrt.manifest import Source, encode_manifest
+from pixelrt.plans.store import StoredPlan, find_plans
 from pixelrt.runtime.load import bundle_path
 from pixelrt.spec import ImageSpec, ReceptiveField, TensorSpec
 
@@ -48,12 +49,29 @@ def describe(bundle: Bundle) -> str:
             (f"{graph.role} graph", f"{_tensors(graph.inputs)} -> {_tensors(graph.outputs)}")
             for graph in bundle.component.graphs
         ),
+        *(("plan", text) for text in _plans(bundle)),
         ("size", f"{total / 1e6:.2f} MB in {len(manifest.files)} files, all sha256 match"),
         ("config", json.dumps(manifest.config)),
         ("made by", ", ".join(f"{k} {v}" for k, v in manifest.made_by.items())),
         ("sha256", bundle.sha256),
     ]
     return table(rows)
+
+
+def _plans(bundle: Bundle) -> list[str]:
+    """The TensorRT plans of its graphs, here and in the cache, and those that are damaged."""
+    found = [find_plans(bundle, graph) for graph in bundle.component.graphs]
+    plans = [plan for search in found for plan in search.plans]
+    problems = [problem for search in found for problem in search.problems]
+    return [*map(_plan, plans), *dict.fromkeys(problem.replace("\n", ";") for problem in problems)]
+
+
+def _plan(plan: StoredPlan) -> str:
+    facts = plan.facts
+    size = facts.files[facts.plan].bytes / 1e6
+    shapes = " and ".join(facts.profiles)
+    what = f"{facts.precision} {facts.graph.role}, {facts.bound_to}"
+    return f"{what}, {shapes}, {size:.1f} MB, {plan.place}"
 
 
 def _source(source: Source) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 import click
 import numpy as np
 
+from pixelrt.bundle import open_bundle
+from pixelrt.cli.build import ensure_plan
 from pixelrt.cli.jobs import Job, plan_jobs
 from pixelrt.cli.options import ByteCount, PixelSize, Tile
 from pixelrt.cli.terminal import note, tile_bar
@@ -17,7 +19,7 @@ from pixelrt.errors import InputError, OutputError, PixelrtError
 from pixelrt.runtime.backends.select import PRECISIONS
 from pixelrt.runtime.encode import write_picture
 from pixelrt.runtime.image import Picture, read_picture
-from pixelrt.runtime.load import load
+from pixelrt.runtime.load import SHIPPED, bundle_path, load
 from pixelrt.runtime.pipelines.image import ImageModel
 from pixelrt.runtime.planning import RunOptions
 
@@ -49,6 +51,21 @@ class Settings:
     show_default=True,
     help="auto: the lowest that the bundle's reference outputs allow.",
 )
+@click.option(
+    "--build", "build_plan", is_flag=True, help="Build a TensorRT plan first if none fits this GPU."
+)
+@click.option(
+    "--plan",
+    type=click.Path(path_type=Path),
+    help="Use this TensorRT plan (NAME.plan) and no other.",
+)
+@click.option(
+    "--streams",
+    type=click.IntRange(1, 16),
+    default=1,
+    show_default=True,
+    help="Tiles that a GPU computes at the same time (tensorrt).",
+)
 @click.option("--tile", type=Tile(), default="auto", show_default=True, help="Input pixels.")
 @click.option(
     "--halo", default="exact", show_default=True, help="exact, input pixels, or e.g. 60dB."
@@ -73,6 +90,8 @@ def command(
     output: Path | None,
     backend: str,
     precision: str,
+    build_plan: bool,
+    plan: Path | None,
     kind: str | None,
     overwrite: bool,
     quiet: bool,
@@ -86,7 +105,9 @@ def command(
     Folders are searched recursively and keep their structure; outputs that exist are
     skipped unless --overwrite is given. A failed image does not stop the others.
     """
-    with load(bundle, backend=backend, precision=precision) as model:
+    if build_plan:
+        ensure_plan(open_bundle(bundle_path(bundle)), shipped=bundle in SHIPPED, quiet=quiet)
+    with load(bundle, backend=backend, precision=precision, plan=plan) as model:
         tag = f"x{model.scale}" if model.scale > 1 else model.manifest.name
         jobs = plan_jobs(inputs, output, SUFFIXES[kind] if kind else None, tag)
         settings = Settings(RunOptions(**options), resize, quality, max_pixels, overwrite, quiet)
@@ -163,6 +184,8 @@ def _summarise(model: ImageModel, done: int, skipped: int, failed: int) -> None:
     if done:
         note(f"backend   {model.info}")
         note(f"fidelity  {'; '.join(model.fidelity.values())}")
+        for text in model.notes:
+            note(f"note      {text}")
         for passed in model.passed_over:
             note(f"passed over  {passed}")
     if skipped or failed:

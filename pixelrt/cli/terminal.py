@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import click
 
 Step = Callable[[int, int], None]
+Phase = Callable[[str, int, int], None]
 
 
 def note(text: str) -> None:
@@ -25,28 +26,40 @@ def table(rows: list[tuple[str, str]]) -> str:
 @contextmanager
 def tile_bar(title: str, *, enabled: bool) -> Iterator[Step | None]:
     """A bar with the time left on standard error; nothing where that is no terminal."""
+    with _bar(title, enabled=enabled, counts="tiles") as update:
+        yield update and (lambda done, total: update("", done, total))
+
+
+@contextmanager
+def phase_bar(*, enabled: bool) -> Iterator[Phase | None]:
+    """A bar of the builder's phases on standard error; nothing where that is no terminal."""
+    with _bar("starting TensorRT", enabled=enabled) as update:
+        yield update
+
+
+@contextmanager
+def _bar(title: str, *, enabled: bool, counts: str = "") -> Iterator[Phase | None]:
+    """``counts``: what is counted; the time left is shown then."""
     if not (enabled and sys.stderr.isatty()):
         yield None
         return
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.completed}/{task.total} tiles"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    columns: list[rich.ProgressColumn | str] = [
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.TaskProgressColumn(),
+    ]
+    if counts:
+        columns.append(rich.TextColumn(f"{{task.completed}}/{{task.total}} {counts}"))
+    columns.append(rich.TimeElapsedColumn())
+    if counts:
+        columns += [rich.TextColumn("left"), rich.TimeRemainingColumn()]
+    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+        def update(name: str, done: int, total: int) -> None:
+            progress.update(task, description=name or title, completed=done, total=total or None)
+
+        yield update

@@ -11,7 +11,7 @@ from pixelrt.cli.report import write_report
 from pixelrt.cli.terminal import note
 from pixelrt.errors import BackendError, CheckError, FidelityError, InputError
 from pixelrt.manifest import GraphRole
-from pixelrt.runtime.backends.base import Backend
+from pixelrt.runtime.backends.base import Backend, Offer
 from pixelrt.runtime.backends.select import (
     BACKENDS,
     PRECISIONS,
@@ -67,21 +67,33 @@ def run_checks(
     absent: list[PassedOver] = []
     for backend in backends:
         for role in ROLES:
-            failed: list[Check] = []
             try:
-                for offer in offers_of(backend, bundle, role, precision):
-                    with offer.open() as session:
-                        done = list(check_all(bundle, session, role))
-                    if all(check.passed for check in done):
-                        checks += done
-                        break
-                    failed += done
-                else:
-                    checks += failed
-            except (BackendError, FidelityError, InputError) as exc:
-                checks += failed
+                offers = offers_of(backend, bundle, role, precision)
+            except BackendError as exc:
                 absent.append(PassedOver(f"{backend.name}, {role} graph", exc.found or str(exc)))
+                continue
+            done, passed_over = _check_offers(bundle, role, offers)
+            checks += done
+            absent += passed_over
     return checks, absent
+
+
+def _check_offers(
+    bundle: Bundle, role: GraphRole, offers: tuple[Offer, ...]
+) -> tuple[list[Check], list[PassedOver]]:
+    failed: list[Check] = []
+    absent: list[PassedOver] = []
+    for offer in offers:
+        try:
+            with offer.open() as session:
+                done = list(check_all(bundle, session, role))
+        except (BackendError, FidelityError, InputError) as exc:
+            absent.append(PassedOver(f"{offer.info.name}, {role} graph", exc.found or str(exc)))
+            continue
+        if all(check.passed for check in done):
+            return done, absent
+        failed += done
+    return failed, absent
 
 
 def checks_table(checks: list[Check]) -> str:

@@ -10,22 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pixelrt.engines.options import BuildOptions, check_options, target_of
+from pixelrt.engines.options import BuildOptions, check_options, has_gpu, target_of
 from pixelrt.engines.report import EngineReport, parse_layers
-from pixelrt.engines.trt import (
-    Progress,
-    TensorRT,
-    Told,
-    Watch,
-    in_thread,
-    load_tensorrt,
-    logger_of,
-    monitor_of,
-    products_of,
-    use_module,
-)
+from pixelrt.engines.trt import Progress, Watch, in_thread, monitor_of, products_of
 from pixelrt.errors import BackendError, InputError
 from pixelrt.plans.profiles import Shape, tensor_shape
+from pixelrt.plans.tensorrt import TensorRT, Told, load_tensorrt, logger_of, use_module
 from pixelrt.spec import TensorSpec
 
 __all__ = [
@@ -45,7 +35,8 @@ _BUILDING = threading.Lock()
 
 @dataclass(frozen=True)
 class BuiltPlan:
-    """A serialised engine. ``warnings`` are TensorRT's own words."""
+    """A serialised engine. ``warnings`` are TensorRT's own words; ``timing_cache`` is what it
+    measured, empty for TensorRT for RTX."""
 
     plan: bytes
     timing_cache: bytes
@@ -124,7 +115,9 @@ class _Build:
         network, parser = self._parse()
         self._fix_shapes(network, static=self.options.static)
         config = self._config(network)
-        self._set_timings(config)
+        timed = self.trt.flavour == "tensorrt"  # TensorRT for RTX chooses on the GPU, later
+        if timed:
+            self._set_timings(config)
         monitor = monitor_of(self.trt.module, self.watch)
         config.progress_monitor = monitor
         self.told.errors.clear()  # without a GPU the builder starts with a complaint
@@ -133,11 +126,11 @@ class _Build:
             raise self.watch.failure
         if plan is None:
             raise self._failed()
-        report = self._report(network)
+        report = self._report(network, plan)
         del parser
         return BuiltPlan(
             bytes(plan),
-            bytes(config.get_timing_cache().serialize()),
+            bytes(config.get_timing_cache().serialize()) if timed else b"",
             report,
             time.perf_counter() - start,
             tuple(self.told.warnings),
@@ -256,7 +249,7 @@ class _Build:
                 raise BackendError(
                     f"there is no DLA core {options.dla_core}",
                     found=f"{cores} DLA cores",
-                    expected="a Jetson with a DLA",
+                    expected="a Jetson with a DLA, and a TensorRT that knows it (10.7 and earlier)",
                     hint="build for the GPU",
                 )
             config.default_device_type = module.DeviceType.DLA
@@ -298,9 +291,9 @@ class _Build:
 
     # --- report ---------------------------------------------------------------------
 
-    def _report(self, network: Any) -> EngineReport:
+    def _report(self, network: Any, plan: Any) -> EngineReport:
         """The engine's layers, and the products of the graph at the optimum shape."""
-        layers = parse_layers(self.told.layers)
+        layers = parse_layers(self._inspected(plan) or self.told.layers)
         if not self.options.static:
             network, parser = self._parse()
             self._fix_shapes(network, static=True)
@@ -309,6 +302,21 @@ class _Build:
         else:
             products = products_of(self.trt.module, network)
         return EngineReport(layers, products, str(self._optimum))
+
+    def _inspected(self, plan: Any) -> str:
+        """The layers in the engine inspector's words; empty where no GPU can load the plan.
+
+        TensorRT for RTX makes its kernels when it first runs: its build log says as much.
+        """
+        if self.trt.flavour != "tensorrt" or self.options.strip_plan or not has_gpu(self.trt):
+            return ""
+        engine = self.trt.module.Runtime(self.logger).deserialize_cuda_engine(plan)
+        if engine is None:
+            raise BackendError(
+                f"{self.trt} cannot load the plan that it has built", found=self.told.words
+            )
+        form = self.trt.module.LayerInformationFormat.ONELINE
+        return str(engine.create_engine_inspector().get_engine_information(form))
 
 
 def _describe(error: Any) -> str:

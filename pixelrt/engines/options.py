@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pixelrt.engines.report import Precision
-from pixelrt.engines.trt import TensorRT
 from pixelrt.errors import BackendError, UsageError
 from pixelrt.plans.profiles import Profile
 from pixelrt.plans.target import Capability, Target, ahead_of_time, detect_target
+from pixelrt.plans.tensorrt import TensorRT
 
 HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 LEVELS = range(6)
@@ -122,6 +122,15 @@ def _check_dla(options: BuildOptions) -> None:
         )
     if options.hardware_compatibility != "none" or options.version_compatible:
         raise UsageError("a plan for a DLA is bound to its Jetson and its TensorRT version")
+
+
+def has_gpu(trt: TensorRT) -> bool:
+    """Whether this machine has a GPU that CUDA can use."""
+    try:
+        detect_target(trt.flavour, trt.version)
+    except BackendError:
+        return False
+    return True
 
 
 def _require_gpu(what: str, trt: TensorRT) -> None:

@@ -42,8 +42,8 @@ def prepare_graph(
     model = clean(fold_constants(model))
     model = write_out_instance_norms(model, measure_shapes(model, _blank(graph, shape)))
     references = bundle.manifest.references
-    feeds = [_feed(bundle, graph, sample) for sample in references]
-    _check(bundle, graph, model, feeds)
+    feeds = [feed_of(bundle, graph, sample) for sample in references]
+    check_graph(bundle, graph, model, feeds, "rewritten for TensorRT")
     converted = convert(model, feeds, policy) if policy else None
     ir.save(converted.model if converted else model, file, external_data=f"{file.name}.data")
     return converted
@@ -60,7 +60,7 @@ def _input(graph: Graph, array: NDArray[np.generic]) -> Feed:
     return {graph.inputs[0].name: np.ascontiguousarray(array)}
 
 
-def _feed(bundle: Bundle, graph: Graph, sample: Reference) -> Feed:
+def feed_of(bundle: Bundle, graph: Graph, sample: Reference) -> Feed:
     """A reference sample, padded to the grid, as the graph takes it."""
     spec = bundle.manifest.image
     pixels, _ = bundle.reference(sample)
@@ -71,8 +71,10 @@ def _feed(bundle: Bundle, graph: Graph, sample: Reference) -> Feed:
     return _input(graph, (padded.astype(np.float32) / np.float32(255)).transpose(0, 3, 1, 2))
 
 
-def _check(bundle: Bundle, graph: Graph, model: ir.Model, feeds: list[Feed]) -> None:
-    """Hold the rewritten graph against PyTorch's outputs."""
+def check_graph(
+    bundle: Bundle, graph: Graph, model: ir.Model, feeds: list[Feed], what: str
+) -> None:
+    """Hold a float32 graph against PyTorch's outputs. Raises ``FidelityError``."""
     name = graph.outputs[0].name
     run = Runner(model, [name])
     for sample, feed in zip(bundle.manifest.references, feeds, strict=True):
@@ -87,7 +89,7 @@ def _check(bundle: Bundle, graph: Graph, model: ir.Model, feeds: list[Feed]) -> 
         result = compare(expected, got)
         if not result.max_abs <= limit:
             raise FidelityError(
-                f"the graph of {bundle.manifest.name} rewritten for TensorRT is wrong",
+                f"the {graph.role} graph of {bundle.manifest.name} {what} is wrong",
                 found=f"{result} on sample {sample.name}",
                 expected=f"max abs at most {limit:.1e}",
                 hint="report this with the bundle's manifest: it is a fault of a graph pass",

@@ -14,7 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pixelrt.errors import BackendError, CheckError
+import msgspec
+
+from pixelrt.errors import BackendError, CheckError, InputError
 
 Precision = Literal["float32", "float16", "bfloat16"]
 
@@ -175,6 +177,7 @@ class EngineReport:
             "multiply_adds": self.multiply_adds,
             "multiply_adds_at": self.shape,
             "nodes": self.nodes,
+            "products": [asdict(product) for product in self.products],
             "engine_layers": [asdict(layer) for layer in self.layers],
         }
 
@@ -200,6 +203,21 @@ class EngineReport:
 
 def megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
+
+
+def report_of(raw: bytes) -> EngineReport:
+    """A report from the JSON of its ``as_json``. Raises ``InputError`` for anything else."""
+
+    class Written(msgspec.Struct):
+        engine_layers: tuple[Layer, ...]
+        products: tuple[Product, ...]
+        multiply_adds_at: str
+
+    try:
+        told = msgspec.json.decode(raw, type=Written)
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        raise InputError("this is no report of a build", found=str(exc)) from exc
+    return EngineReport(told.engine_layers, told.products, told.multiply_adds_at)
 
 
 def node_table(report: EngineReport) -> str:

@@ -100,7 +100,7 @@ class PlanFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     def seal(self) -> str:
         """SHA-256 over all facts: an altered one no longer fits it."""
-        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
 
 
 class _Sealed(msgspec.Struct, frozen=True):

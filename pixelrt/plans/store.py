@@ -1,7 +1,8 @@
 """Where plans are kept: in their bundle, in the cache, or in a file that a user names.
 
-In a bundle: ``engines/TARGET/NAME.plan`` with ``NAME.plan.json`` beside it. In the cache one
-artefact holds the files of a plan one after another, in the order of ``PlanFacts.files``.
+In a bundle: ``engines/TARGET/NAME.plan``, with ``NAME.plan.json`` and what else belongs to it
+beside it. In the cache one artefact holds the files of a plan one after another, in the order of
+``PlanFacts.files``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ ENGINES = "engines"
 FACTS = "facts"
 """Key of the cache's metadata."""
 
-Files = Mapping[str, bytes]
+Files = Mapping[str, bytes | memoryview]
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,7 @@ def plan_at(path: Path) -> StoredPlan:
     facts = decode_facts(raw, beside)
 
     def read() -> dict[str, memoryview]:
-        names = {name: name for name in facts.files} | {facts.plan: path.name}
-        return {name: memoryview(_bytes(path.parent / at)) for name, at in names.items()}
+        return {name: memoryview(_bytes(_place(path, facts, name))) for name in facts.files}
 
     return StoredPlan(facts, str(path), read)
 
@@ -130,10 +130,15 @@ def write_plan(path: Path, facts: PlanFacts, files: Files) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for name in facts.files:
-        with atomic_write(path if name == facts.plan else path.parent / name) as file:
+        with atomic_write(_place(path, facts, name)) as file:
             file.write(files[name])
     with atomic_write(facts_path(path)) as file:
         file.write(encode_facts(facts))
+
+
+def _place(path: Path, facts: PlanFacts, name: str) -> Path:
+    """Where a file of the plan at ``path`` lies: ``X.plan`` has ``X.plan.NAME`` beside it."""
+    return path if name == facts.plan else path.with_name(f"{path.name}.{name}")
 
 
 def facts_path(plan: Path) -> Path:

@@ -16,7 +16,7 @@ from pixelrt.errors import BackendError, UsageError
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 
-RTX_CAPABILITIES = ("sm75", "sm86", "sm89", "sm120", "sm121")
+RTX_CAPABILITIES = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 """GPUs that TensorRT for RTX builds for ahead of time."""
 RTX_DEFAULT = ("sm86", "sm89", "sm120")
 """Where a TensorRT for RTX plan without a target runs."""

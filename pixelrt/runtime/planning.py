@@ -23,14 +23,16 @@ class RunOptions:
     ``tile``: ``auto``, ``off`` (the whole image at once) or a side length in input pixels.
     ``halo``: ``exact``, a number of input pixels, or a fidelity such as ``60dB`` for which
     the bundle holds a measured halo. ``max_memory``: bytes for the network's working
-    memory. ``pad``: ``grid`` (only what the network needs) or ``library`` (as the original
-    library pads).
+    memory: the device's where the network runs on one. ``pad``: ``grid`` (only what the
+    network needs) or ``library`` (as the original library pads). ``streams``: tiles that a
+    device computes at the same time; a backend without streams ignores it.
     """
 
     tile: Literal["auto", "off"] | int = "auto"
     halo: Literal["exact"] | str | int = "exact"
     max_memory: int | None = None
     pad: Literal["grid", "library"] = "grid"
+    streams: int = 1
 
 
 def padded_size(size: Size, manifest: Manifest, pad: str) -> Size:
@@ -83,7 +85,7 @@ def plan_image(size: Size, manifest: Manifest, options: RunOptions) -> TilePlan:
     halo = resolve_halo(options.halo, manifest)
     grid = max(manifest.image.multiple, manifest.receptive_field.alignment)
     if options.tile != "auto":
-        return plan_tiles(image, _asked_tile(options.tile, image, halo, grid), halo)
+        return plan_tiles(image, asked_tile(options.tile, image, halo, grid), halo)
     need = manifest.memory
     tile = choose_tile(image, halo, grid, max(0, budget - need.fixed) // max(1, need.per_pixel))
     if tile is None:
@@ -116,7 +118,7 @@ def _whole(image: Size, manifest: Manifest, options: RunOptions, budget: int) ->
     return plan_tiles(image, image, 0)
 
 
-def _asked_tile(side: int, image: Size, halo: int, grid: int) -> Size:
+def asked_tile(side: int, image: Size, halo: int, grid: int) -> Size:
     """A square tile of ``side``, rounded up to the grid."""
     if side < 1:
         raise UsageError(f"a tile of {side} pixels", expected="a positive number")

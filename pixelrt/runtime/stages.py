@@ -1,7 +1,8 @@
-"""Tiles through a GPU: copy in, compute and copy out at the same time, on three streams.
+"""Tiles through a GPU: copy in, compute and copy out at the same time, on streams of their own.
 
 Every slot has its own host and device memory, in and out, and three events. Batch ``i``
-uses slot ``i mod slots`` again, so each piece of memory waits for its last user:
+uses slot ``i mod slots`` again, so each piece of memory waits for its last user. With several
+lanes, batches are computed beside each other: a slot always uses the same lane.
 
 ===========  ==========================  =========================================
 memory       is written by               after
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from itertools import islice, product
 from math import prod
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,15 +34,17 @@ from pixelrt.runtime.memory import HostBlock, HostPool
 from pixelrt.runtime.resources import DeviceBuffer, Event, Stream, settled
 from pixelrt.runtime.tiling import Progress, keep_core
 
-Pixels = NDArray[np.uint8]
+Array = NDArray[Any]
+Layout = Literal["NHWC", "NCHW"]
 Job = TypeVar("Job")
 
 
 class Compute(Protocol):
     """Queues the network on ``stream``, from ``source`` to ``result``, and returns.
 
-    ``shape`` is (N, H, W, C) of the input, uint8; the result is contiguous uint8. It must
-    queue work on no other stream without ordering it, and must not wait for the device.
+    ``shape``: the batch and ``FlowShape.tile_in``, contiguous; the result is contiguous too,
+    both in the flow's types. It must queue work on no other stream without ordering it, and
+    must not wait for the device.
     """
 
     def __call__(
@@ -54,24 +57,43 @@ class Compute(Protocol):
 
 
 @dataclass(frozen=True)
+class Lane:
+    """A stream, which outlives the flow, and what computes on it."""
+
+    stream: Stream
+    compute: Compute
+
+
+@dataclass(frozen=True)
 class FlowShape:
-    """``tile_in`` and ``tile_out``: (H, W, C) of one tile; ``batch``: tiles per call at most;
+    """``tile_in`` and ``tile_out``: the dimensions of one tile, such as (H, W, C), of types
+    ``dtype_in`` and ``dtype_out`` (numpy's names); ``batch``: tiles per call at most;
     ``slots``: batches in flight. ``fixed_batch``: always compute ``batch`` tiles, for plans
     of one batch size; what is left over from before fills a last, shorter batch."""
 
-    tile_in: tuple[int, int, int]
-    tile_out: tuple[int, int, int]
+    tile_in: tuple[int, ...]
+    tile_out: tuple[int, ...]
     batch: int = 1
     slots: int = 2
     fixed_batch: bool = False
+    dtype_in: str = "uint8"
+    dtype_out: str = "uint8"
+
+    @property
+    def tile_bytes_in(self) -> int:
+        return prod(self.tile_in) * np.dtype(self.dtype_in).itemsize
+
+    @property
+    def tile_bytes_out(self) -> int:
+        return prod(self.tile_out) * np.dtype(self.dtype_out).itemsize
 
     @property
     def bytes_in(self) -> int:
-        return self.batch * prod(self.tile_in)
+        return self.batch * self.tile_bytes_in
 
     @property
     def bytes_out(self) -> int:
-        return self.batch * prod(self.tile_out)
+        return self.batch * self.tile_bytes_out
 
     @property
     def device_bytes(self) -> int:
@@ -80,8 +102,11 @@ class FlowShape:
 
 
 class _Slot:
-    def __init__(self, cuda: Cuda, pool: HostPool, shape: FlowShape, stack: ExitStack) -> None:
+    def __init__(
+        self, cuda: Cuda, pool: HostPool, shape: FlowShape, lane: Lane, stack: ExitStack
+    ) -> None:
         enter = stack.enter_context
+        self.lane = lane
         self.copied_in: Event = enter(Event(cuda))
         self.computed: Event = enter(Event(cuda))
         self.copied_out: Event = enter(Event(cuda))
@@ -96,36 +121,53 @@ class _Slot:
 class TileFlow:
     """Streams and memory for tiles of one shape, kept for any number of images.
 
+    ``compute``: on a stream of the flow's own, or the lanes that share the work.
     Raises ``OutOfMemoryError`` where the device holds too little; nothing is left behind.
     A context manager. One ``run`` at a time; others wait.
     """
 
-    def __init__(self, cuda: Cuda, pool: HostPool, compute: Compute, shape: FlowShape) -> None:
+    def __init__(
+        self,
+        cuda: Cuda,
+        pool: HostPool,
+        compute: Compute | tuple[Lane, ...],
+        shape: FlowShape,
+    ) -> None:
         assert shape.slots >= 1, "a flow needs a slot"
         assert shape.batch >= 1, "a flow needs a batch"
+        assert compute, "a flow needs a lane"
         self.shape = shape
         self._cuda = cuda
-        self._compute = compute
         self._lock = threading.Lock()
         with ExitStack() as stack:
-            self._streams = tuple(stack.enter_context(Stream(cuda)) for _ in range(3))
-            self._slots = [_Slot(cuda, pool, shape, stack) for _ in range(shape.slots)]
+            self._copy_in = stack.enter_context(Stream(cuda))
+            lanes = (
+                compute
+                if isinstance(compute, tuple)
+                else (Lane(stack.enter_context(Stream(cuda)), compute),)
+            )
+            self._copy_out = stack.enter_context(Stream(cuda))
+            self._slots = [
+                _Slot(cuda, pool, shape, lanes[number % len(lanes)], stack)
+                for number in range(shape.slots)
+            ]
+            self._streams = (self._copy_in, *(lane.stream for lane in lanes), self._copy_out)
             stack.enter_context(settled(*self._streams))
             if shape.fixed_batch:
                 for slot in self._slots:
-                    self._streams[0].fill(slot.device_in)
+                    self._copy_in.fill(slot.device_in)
             self._resources = stack.pop_all()
 
     def run(
         self,
         jobs: Iterable[Job],
-        read: Callable[[Job, Pixels], None],
-        keep: Callable[[Job, Pixels], None],
+        read: Callable[[Job, Array], None],
+        keep: Callable[[Job, Array], None],
     ) -> None:
         """Put every job through the network.
 
-        ``read(job, tile)`` fills ``tile``, (H, W, C) uint8. ``keep(job, result)`` is called
-        once per job, in the order of ``jobs``, with (H', W', C') uint8 that is valid during
+        ``read(job, tile)`` fills ``tile``, of ``tile_in``. ``keep(job, result)`` is called
+        once per job, in the order of ``jobs``, with one of ``tile_out`` that is valid during
         the call only. Whatever raises, the device is idle before the error goes on; the
         flow can be used again unless the device was lost.
         """
@@ -156,8 +198,8 @@ class TileFlow:
     def _run(
         self,
         jobs: Iterator[Job],
-        read: Callable[[Job, Pixels], None],
-        keep: Callable[[Job, Pixels], None],
+        read: Callable[[Job, Array], None],
+        keep: Callable[[Job, Array], None],
     ) -> None:
         number = 0
         while group := list(islice(jobs, self.shape.batch)):
@@ -170,72 +212,95 @@ class TileFlow:
         self,
         slot: _Slot,
         group: list[Job],
-        read: Callable[[Job, Pixels], None],
-        keep: Callable[[Job, Pixels], None],
+        read: Callable[[Job, Array], None],
+        keep: Callable[[Job, Array], None],
     ) -> None:
-        copy_in, compute, copy_out = self._streams
-        count = len(group)
+        shape, count = self.shape, len(group)
+        copy_in, stream, copy_out = self._copy_in, slot.lane.stream, self._copy_out
         slot.copied_in.synchronize()
-        for job, tile in zip(group, _tiles(slot.host_in, count, self.shape.tile_in), strict=True):
+        tiles = _tiles(slot.host_in, count, shape.tile_in, shape.dtype_in)
+        for job, tile in zip(group, tiles, strict=True):
             read(job, tile)
         copy_in.wait(slot.computed)
-        copy_in.copy_in(slot.device_in, slot.host_in.address, count * prod(self.shape.tile_in))
+        copy_in.copy_in(slot.device_in, slot.host_in.address, count * shape.tile_bytes_in)
         copy_in.record(slot.copied_in)
 
-        compute.wait(slot.copied_in)
-        compute.wait(slot.copied_out)
-        computed = self.shape.batch if self.shape.fixed_batch else count
-        self._compute(compute, slot.device_in, slot.device_out, (computed, *self.shape.tile_in))
-        compute.record(slot.computed)
+        stream.wait(slot.copied_in)
+        stream.wait(slot.copied_out)
+        computed = shape.batch if shape.fixed_batch else count
+        slot.lane.compute(stream, slot.device_in, slot.device_out, (computed, *shape.tile_in))
+        stream.record(slot.computed)
 
         self._finish(slot, keep)
         copy_out.wait(slot.computed)
-        size = count * prod(self.shape.tile_out)
-        copy_out.copy_out(slot.host_out.address, slot.device_out, size)
+        copy_out.copy_out(slot.host_out.address, slot.device_out, count * shape.tile_bytes_out)
         copy_out.record(slot.copied_out)
         slot.pending = group
 
-    def _finish(self, slot: _Slot, keep: Callable[[Any, Pixels], None]) -> None:
+    def _finish(self, slot: _Slot, keep: Callable[[Any, Array], None]) -> None:
         """Hand over the results of the batch that used the slot before, if one did."""
         if not slot.pending:
             return
         slot.copied_out.synchronize()
         jobs, slot.pending = slot.pending, []
-        results = _tiles(slot.host_out, len(jobs), self.shape.tile_out)
+        results = _tiles(slot.host_out, len(jobs), self.shape.tile_out, self.shape.dtype_out)
         results.flags.writeable = False
         for job, result in zip(jobs, results, strict=True):
             keep(job, result)
 
 
-def _tiles(block: HostBlock, count: int, shape: tuple[int, int, int]) -> Pixels:
-    return block.array[: count * prod(shape)].reshape(count, *shape)
+def _tiles(block: HostBlock, count: int, shape: tuple[int, ...], dtype: str) -> Array:
+    size = count * prod(shape) * np.dtype(dtype).itemsize
+    return block.array[:size].view(dtype).reshape(count, *shape)
+
+
+def _same(values: Array) -> Array:
+    return values
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What happens to pixels on the host before and after the network, tile by tile.
+
+    ``enter``: (H, W, C) of the image to the network's input values; ``leave``: (H', W', C')
+    of the network to those of the result.
+    """
+
+    enter: Callable[[Array], Array] = _same
+    leave: Callable[[Array], Array] = _same
 
 
 def flow_plan(
     flow: TileFlow,
-    images: Pixels,
+    images: Array,
     plan: TilePlan,
-    out: Pixels,
+    out: Array,
     *,
     scale: int,
+    maps: Maps | None = None,
+    layout: Layout = "NHWC",
     progress: Progress | None = None,
 ) -> None:
     """Like ``tiling.run_plan``, through a flow for tiles of the plan's shape.
 
     ``images``: (B, H, W, C) of the plan's size; ``out``: (B, H', W', C'), at most ``scale``
-    times the plan's size; what lies beyond is cropped.
+    times the plan's size; what lies beyond is cropped. ``layout``: the network's own.
     """
     jobs = list(product(range(len(images)), plan))
+    chosen = maps or Maps()
+    first = layout == "NCHW"
     done = 0
     if progress:
         progress(0, len(jobs))
 
-    def read(job: tuple[int, Any], target: Pixels) -> None:
-        target[...] = images[job[0], *job[1].read.slices]
+    def read(job: tuple[int, Any], target: Array) -> None:
+        values = chosen.enter(images[job[0], *job[1].read.slices])
+        (np.moveaxis(target, 0, 2) if first else target)[...] = values
 
-    def keep(job: tuple[int, Any], values: Pixels) -> None:
+    def keep(job: tuple[int, Any], values: Array) -> None:
         nonlocal done
-        keep_core(job[1], values, out[job[0]], scale)
+        result = np.moveaxis(values, 0, 2) if first else values
+        keep_core(job[1], chosen.leave(result), out[job[0]], scale)
         done += 1
         if progress:
             progress(done, len(jobs))

@@ -28,11 +28,11 @@ from pixelrt.engines.build import (
     use_module,
 )
 from pixelrt.engines.report import check_precision
-from pixelrt.engines.trt import Told, logger_of
 from pixelrt.errors import BackendError, CheckError, InputError, UsageError
 from pixelrt.manifest import GraphRole
 from pixelrt.plans.profiles import default_profile, parse_profile
 from pixelrt.plans.target import Capability
+from pixelrt.plans.tensorrt import Told, logger_of
 from pixelrt.spec import TensorSpec
 from tests.engines import support
 from tests.engines.support import graph_file, required_tensorrt
@@ -369,23 +369,16 @@ def test_targets_need_bindings_that_choose_them() -> None:
     assert str(target_of(options, fake("tensorrt-rtx"))).startswith("tensorrt-rtx-11.4.0-sm89-")
 
 
-def test_targets_are_set_in_order() -> None:
-    """The calls of TensorRT for RTX's own bindings, which no wheel we can test with has."""
-    known = SimpleNamespace(__members__={"SM86": "a", "SM89": "b"})
-    calls: list[tuple[str, int]] = []
-    config = SimpleNamespace(set_compute_capability=lambda *call: calls.append(call) or True)
-    options = replace(STATIC, capabilities=(Capability(8, 6), Capability(8, 9)))
-    job = SimpleNamespace(
-        options=options,
-        trt=TensorRT(SimpleNamespace(ComputeCapability=known), "tensorrt-rtx", "1.7.1"),
-        told=SimpleNamespace(words=""),
-    )
-    build._Build._set_capabilities(job, config)  # type: ignore[arg-type]
-    assert calls == [("a", 0), ("b", 1)]
-    assert config.num_compute_capabilities == 2
-    job.options = replace(STATIC, capabilities=(Capability(12, 1),))
-    with pytest.raises(BackendError, match="does not build for sm121"):
-        build._Build._set_capabilities(job, config)  # type: ignore[arg-type]
+def test_targets_are_told_to_tensorrt_for_rtx(srgan_bundle: Bundle) -> None:
+    rtx = required_tensorrt("tensorrt-rtx")
+    plans = set()
+    for capabilities in ((Capability(8, 9),), (Capability(8, 6), Capability(12, 0))):
+        options = replace(STATIC, capabilities=capabilities)
+        check_options(options, rtx)
+        plans.add(built(srgan_bundle, rtx, options).sha256)
+    assert len(plans) == 2
+    with pytest.raises(BackendError, match="does not build for sm90"):
+        built(srgan_bundle, rtx, replace(STATIC, capabilities=(Capability(9, 0),)))
 
 
 def test_a_foreign_timing_cache_is_left_out() -> None:
@@ -425,7 +418,7 @@ def test_missing(flavour: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, flavour.replace("-", "_"), None)
     with pytest.raises(BackendError, match="is not installed") as caught:
         load_tensorrt(flavour)
-    assert "pixelrt[tensorrt]" in caught.value.hint
+    assert f"pixelrt[{flavour}]" in caught.value.hint
 
 
 def test_installed_but_broken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,3 +454,55 @@ def test_ci_does_not_skip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI")
     with pytest.raises(pytest.skip.Exception, match="tensorrt_bindings"):
         required_tensorrt()
+
+
+# --- the engine inspector, where there is a GPU ------------------------------------------
+
+
+class Inspected:
+    """The builder's module with a runtime that loads plans, as on a machine with a GPU."""
+
+    def __init__(self, module: Any, words: str | None) -> None:
+        self._module = module
+        self.words = words
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    def Runtime(self, logger: Any) -> Any:  # noqa: N802 - TensorRT's name
+        inspector = SimpleNamespace(get_engine_information=lambda form: self.words)
+        engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
+        return SimpleNamespace(
+            deserialize_cuda_engine=lambda plan: engine if self.words is not None else None
+        )
+
+
+@pytest.mark.parametrize(("half", "said"), [(False, ""), (True, "in float16 instead of float32")])
+def test_the_inspector_is_believed(
+    half: bool,
+    said: str,
+    srgan_bundle: Bundle,
+    trt: TensorRT,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the loaded engine says counts, not the build log."""
+    log = built(srgan_bundle, trt)
+    monkeypatch.setattr("pixelrt.engines.build.has_gpu", lambda _: True)
+    words = logger_of(trt.module).told.layers
+    if half:
+        words = words.replace("Float", "Half")
+    fake = replace(trt, module=Inspected(trt.module, words))
+    report = built(srgan_bundle, fake).report
+    if half:
+        with pytest.raises(CheckError, match=said):
+            check_precision(report, "float32")
+    else:
+        assert report == log.report
+
+
+def test_a_plan_that_its_own_gpu_does_not_load(
+    srgan_bundle: Bundle, trt: TensorRT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pixelrt.engines.build.has_gpu", lambda _: True)
+    with pytest.raises(BackendError, match="cannot load the plan that it has built"):
+        built(srgan_bundle, replace(trt, module=Inspected(trt.module, None)))

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from pixelrt.errors import BackendError, OutOfMemoryError
+from pixelrt.geometry import round_up
 from pixelrt.runtime.cuda import CopyKind
 from pixelrt.runtime.memory import host_view
 
@@ -174,7 +175,8 @@ class FakeCuda:
                 address = reusable.pop()
             else:
                 address = self._next_address
-                self._next_address += size + 256
+                # 256 bytes apart and aligned to 256, as CUDA's are
+                self._next_address += round_up(size, 256) + 256
             array = self.noise.integers(0, 256, size, np.uint8)
             self.allocations[address] = Allocation(address, size, array, "device")
             self.peak = max(self.peak, self.used("device"))

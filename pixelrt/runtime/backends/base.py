@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pixelrt.bundle import Bundle
 from pixelrt.manifest import GraphRole
-from pixelrt.plans.profiles import Profile
+from pixelrt.plans.profiles import Profile, Shape
 from pixelrt.spec import TensorSpec
+
+if TYPE_CHECKING:
+    from pixelrt.runtime.fitting import DevicePlan
+    from pixelrt.runtime.stages import Maps
 
 Array = NDArray[Any]
 
@@ -88,15 +92,57 @@ class Session(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
 
+@runtime_checkable
+class TileSession(Session, Protocol):
+    """A session that takes whole images and moves their tiles itself, on a device.
+
+    ``notes``: what does not work as it should, in words.
+    """
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def run_tiles(
+        self,
+        images: Array,
+        plan: DevicePlan,
+        out: Array,
+        *,
+        scale: int,
+        maps: Maps | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Fill ``out`` (B, H', W', C') from ``images`` (B, H, W, C), as ``run_plan`` would."""
+        ...
+
+    def work_bytes(self, shape: Shape) -> int | None:
+        """Bytes of device memory for the network at ``shape``; ``None`` where nobody can tell."""
+        ...
+
+    def buffer_bytes(self, shape: Shape, streams: int) -> int:
+        """Bytes of device memory for the tiles in flight."""
+        ...
+
+    def free_memory(self) -> int:
+        """Bytes of device memory that a run could have."""
+        ...
+
+    def trim(self) -> None:
+        """Give back what is kept between images."""
+        ...
+
+
 @dataclass(frozen=True)
 class Offer:
     """One way in which a backend can run a graph, such as a precision or a plan.
 
     ``open`` loads it, and raises ``BackendError`` or ``InputError`` where that fails.
+    ``refused``: it is only here to say so, whatever precision is asked for.
     """
 
     info: BackendInfo
     open: Callable[[], Session]
+    refused: bool = False
 
 
 class Backend(Protocol):

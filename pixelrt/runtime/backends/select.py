@@ -9,9 +9,14 @@ from pixelrt.errors import BackendError, FidelityError, InputError, PixelrtError
 from pixelrt.manifest import GraphRole
 from pixelrt.runtime.backends.base import Backend, Offer, Session
 from pixelrt.runtime.backends.onnxruntime import INSTALL_HINT, OnnxRuntimeCpu
+from pixelrt.runtime.backends.tensorrt import TensorRTBackend
 from pixelrt.runtime.verify import known_failure, require_verified
 
-BACKENDS: tuple[Backend, ...] = (OnnxRuntimeCpu(),)
+BACKENDS: tuple[Backend, ...] = (
+    TensorRTBackend("tensorrt"),
+    TensorRTBackend("tensorrt-rtx"),
+    OnnxRuntimeCpu(),
+)
 """In the order in which ``auto`` tries them."""
 
 PRECISIONS = ("auto", "float16", "bfloat16", "float32")
@@ -103,13 +108,16 @@ def offers_of(
 ) -> tuple[Offer, ...]:
     """The ways in which ``backend`` runs a graph, best first, of one precision if asked.
 
-    Raises ``BackendError`` where there is none.
+    Those that are refused stay, so that their reasons are heard. Raises ``BackendError``
+    where there is none.
     """
     reason = backend.missing()
     if reason:
         raise BackendError(f"{backend.name} cannot be used here", found=reason)
     offers = backend.offers(bundle, role)
-    wanted = [offer for offer in offers if precision in ("auto", offer.info.precision)]
+    wanted = [
+        offer for offer in offers if offer.refused or precision in ("auto", offer.info.precision)
+    ]
     if not wanted:
         there = ", ".join(dict.fromkeys(offer.info.precision for offer in offers))
         raise BackendError(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
@@ -12,11 +15,16 @@ from pixelrt.errors import ImageError, UsageError
 from pixelrt.geometry import Size, TilePlan
 from pixelrt.grid import pad_image
 from pixelrt.manifest import GraphRole, Manifest
-from pixelrt.runtime.backends.base import Array, Backend, BackendInfo, Session
+from pixelrt.runtime.backends.base import Array, Backend, BackendInfo, Session, TileSession
 from pixelrt.runtime.backends.select import BACKENDS, Choice, PassedOver, open_session
+from pixelrt.runtime.device_planning import device_budget, device_planner
+from pixelrt.runtime.fitting import DevicePlan
 from pixelrt.runtime.pipelines.planes import Route, route_planes
 from pixelrt.runtime.planning import RunOptions, plan_image
-from pixelrt.runtime.tiling import Infer, Progress, run_plan
+from pixelrt.runtime.replan import run_with_replan
+from pixelrt.runtime.resources import release_quietly
+from pixelrt.runtime.stages import Maps
+from pixelrt.runtime.tiling import Progress, run_plan
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -55,6 +63,7 @@ class ImageModel:
         self._verify = verify
         self._backends = backends
         self._sessions: dict[GraphRole, Session] = {}
+        self._replans: list[str] = []
 
     @property
     def manifest(self) -> Manifest:
@@ -98,12 +107,10 @@ class ImageModel:
         """Run (H, W), (H, W, 1) or (H, W, 3) of a supported dtype; see the class."""
         options = options or RunOptions()
         pixels = check_array(array)
-        size = Size(*pixels.shape[:2])
-        plan = plan_image(size, self.manifest, options)
-        high = size.scaled(self.scale)
+        high = Size(*pixels.shape[:2]).scaled(self.scale)
         route = route_planes(pixels, self.manifest.image, high.height, high.width)
-        infer = self._infer_image if pixels.dtype == np.uint8 else self._infer_wide
-        self._run(infer, route, plan, progress)
+        role: GraphRole = "image" if pixels.dtype == np.uint8 else "core"
+        self._run(role, route, levels(pixels.dtype), options, progress)
         return (
             route.result[..., 0] if array.ndim == 2 and route.result.shape[2] == 1 else route.result
         )
@@ -120,18 +127,23 @@ class ImageModel:
                 found=f"{images.dtype} {images.shape}",
                 expected=f"float32 (N, {spec.channels_in}, H, W)",
             )
-        size = Size(*images.shape[2:])
-        plan = plan_image(size, self.manifest, options or RunOptions())
-        high = size.scaled(self.scale)
+        high = Size(*images.shape[2:]).scaled(self.scale)
         out = np.empty((len(images), spec.channels_out, high.height, high.width), np.float32)
         rows = images.transpose(0, 2, 3, 1)
         route = Route(rows, lambda values: values, out.transpose(0, 2, 3, 1), out)
-        self._run(self._infer_core, route, plan, None)
+        self._run("core", route, Maps(), options or RunOptions(), None)
         return out
 
     def plan(self, height: int, width: int, **options: Any) -> TilePlan:
-        """The tile plan that a call with an image of this size would use."""
-        return plan_image(Size(height, width), self.manifest, run_options(options))
+        """The tile plan that a call with a uint8 image of this size would use.
+
+        Loads the graph, since the plan depends on where it runs.
+        """
+        size, chosen, session = Size(height, width), run_options(options), self.session()
+        if not isinstance(session, TileSession):
+            return plan_image(size, self.manifest, chosen)
+        planner = device_planner(size, 1, self.manifest, chosen, session)
+        return planner(device_budget(session, chosen)).tiles
 
     def session(self, role: GraphRole = "image") -> Session:
         """The session of a graph, loaded and verified at first use."""
@@ -149,44 +161,73 @@ class ImageModel:
         """What runs the image graph; loads it if need be."""
         return self.session().info
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What did not go as it should, though the results are right, in words."""
+        said = [note for one in self._sessions.values() for note in getattr(one, "notes", ())]
+        return tuple(dict.fromkeys((*self._replans, *said)))
+
     def close(self) -> None:
-        for session in self._sessions.values():
-            session.close()
-        self._sessions.clear()
+        """Release everything; of several failures the first is raised."""
+        with ExitStack() as stack:
+            while self._sessions:
+                stack.enter_context(self._sessions.popitem()[1])
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        release_quietly(self.close, exc)
 
-    def _run(self, infer: Infer, route: Route, plan: TilePlan, progress: Progress | None) -> None:
-        padded = pad_image(route.image, plan.image, self.manifest.image.pad_mode)
-        run_plan(
-            lambda tiles: route.keep(infer(tiles)),
-            padded,
-            plan,
-            route.out,
-            scale=self.scale,
-            progress=progress,
+    def _run(
+        self,
+        role: GraphRole,
+        route: Route,
+        maps: Maps,
+        options: RunOptions,
+        progress: Progress | None,
+    ) -> None:
+        """Fill ``route.out`` through a graph. ``maps``: pixels to its values, and back."""
+        session = self.session(role)
+        both = Maps(maps.enter, lambda values: route.keep(maps.leave(values)))
+        size = Size(*route.image.shape[1:3])
+        if isinstance(session, TileSession):
+            self._run_on_device(session, size, route, both, options, progress)
+        else:
+            plan = plan_image(size, self.manifest, options)
+            infer = partial(_infer, session, role, both)
+            padded = pad_image(route.image, plan.image, self.manifest.image.pad_mode)
+            run_plan(infer, padded, plan, route.out, scale=self.scale, progress=progress)
+
+    def _run_on_device(
+        self,
+        session: TileSession,
+        size: Size,
+        route: Route,
+        maps: Maps,
+        options: RunOptions,
+        progress: Progress | None,
+    ) -> None:
+        """The whole image on a device, again with smaller tiles where its memory is short."""
+
+        def run(plan: DevicePlan) -> None:
+            padded = pad_image(route.image, plan.tiles.image, self.manifest.image.pad_mode)
+            session.run_tiles(
+                padded, plan, route.out, scale=self.scale, maps=maps, progress=progress
+            )
+
+        run_with_replan(
+            device_planner(size, len(route.image), self.manifest, options, session),
+            run,
+            device_budget(session, options),
+            release=session.trim,
+            report=self._replans.append,
         )
-
-    def _infer_image(self, tiles: Array) -> Array:
-        session = self.session("image")
-        return session.infer({session.inputs[0].name: tiles})[session.outputs[0].name]
-
-    def _infer_core(self, tiles: Array) -> Array:
-        session = self.session("core")
-        feed = np.ascontiguousarray(tiles.transpose(0, 3, 1, 2))
-        result = session.infer({session.inputs[0].name: feed})[session.outputs[0].name]
-        return result.transpose(0, 2, 3, 1)
-
-    def _infer_wide(self, tiles: Array) -> Array:
-        """uint16 or float32 tiles through the float graph, in their own range again."""
-        peak = PEAKS[tiles.dtype.name]
-        values = self._infer_core(tiles.astype(np.float32) / np.float32(peak))
-        values = np.clip(values, 0, 1)
-        return values if peak == 1 else np.rint(values * peak).astype(tiles.dtype)
 
     def _run_alpha(self, alpha: Array, options: RunOptions) -> Array:
         if self.scale == 1:
@@ -197,6 +238,28 @@ class ImageModel:
 
         size = (alpha.shape[1] * self.scale, alpha.shape[0] * self.scale)
         return np.asarray(Image.fromarray(alpha).resize(size, Image.Resampling.LANCZOS))
+
+
+def _infer(session: Session, role: GraphRole, maps: Maps, tiles: Array) -> Array:
+    """(N, H, W, C) through a session on the host."""
+    feed = maps.enter(tiles)
+    if role == "core":
+        feed = np.ascontiguousarray(feed.transpose(0, 3, 1, 2))
+    result = session.infer({session.inputs[0].name: feed})[session.outputs[0].name]
+    return maps.leave(result.transpose(0, 2, 3, 1) if role == "core" else result)
+
+
+def levels(dtype: np.dtype[Any]) -> Maps:
+    """uint8 as it is; uint16 and float32 through the float graph, in their own range again."""
+    if dtype == np.uint8:
+        return Maps()
+    peak = PEAKS[dtype.name]
+
+    def leave(values: Array) -> Array:
+        values = np.clip(values, 0, 1)
+        return values if peak == 1 else np.rint(values * peak).astype(dtype)
+
+    return Maps(lambda tiles: tiles.astype(np.float32) / np.float32(peak), leave)
 
 
 def run_options(values: dict[str, Any]) -> RunOptions:

@@ -1,9 +1,10 @@
 """Test support: a real TensorRT builder without a GPU. No part of pixelrt.
 
-Where a full ``tensorrt`` is installed, that one is used. Elsewhere NVIDIA's own Python
-bindings (``tensorrt-cu13-bindings``) are run over the TensorRT-RTX libraries that the wheel
-``onnxruntime-ep-nv-tensorrt-rtx-cu13`` carries; ``shim.c`` forwards the entry points. This is
-the one place where the choice is made.
+TensorRT for RTX is an ordinary package (``tensorrt-rtx-cu13``) that builds on a CPU; it is used
+as users use it. Where a full ``tensorrt`` is installed, that one is used too. Elsewhere
+TensorRT's own Python bindings (``tensorrt-cu13-bindings``) are run over the libraries of
+TensorRT for RTX; ``shim.c`` forwards the entry points. This is the one place where the choice
+is made.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from typing import Any
 
 import pytest
 
-from pixelrt.engines.build import TensorRT, use_module
+from pixelrt.engines.build import TensorRT, load_tensorrt, use_module
+from pixelrt.errors import BackendError
+from pixelrt.plans.target import Flavour
 
-WHEELS = ("tensorrt_bindings", "onnxruntime_ep_nv_tensorrt_rtx")
+WHEELS = ("tensorrt_bindings", "tensorrt_rtx_libs")
 SONAMES = ("libnvinfer.so.11", "libnvonnxparser.so.11", "libnvinfer_plugin.so.11")
 
 
@@ -31,11 +34,11 @@ class NoBuilderError(Exception):
     """Why this machine cannot run TensorRT's builder."""
 
 
-def required_tensorrt() -> TensorRT:
+def required_tensorrt(flavour: Flavour = "tensorrt") -> TensorRT:
     """A working TensorRT; without one, a failure in CI and a skip elsewhere."""
     try:
-        return real_tensorrt()
-    except NoBuilderError as exc:
+        return load_tensorrt(flavour) if flavour == "tensorrt-rtx" else real_tensorrt()
+    except (NoBuilderError, BackendError) as exc:
         if os.environ.get("CI"):
             pytest.fail(f"CI must run TensorRT's builder: {exc}")
         pytest.skip(str(exc))
@@ -49,7 +52,7 @@ def real_tensorrt() -> TensorRT:
     lacking = [name for name in WHEELS if importlib.util.find_spec(name) is None]
     if lacking:
         raise NoBuilderError(f"no tensorrt is installed, nor {' and '.join(lacking)}")
-    _open_shim(_wheel_folder("onnxruntime_ep_nv_tensorrt_rtx"))
+    _open_shim(_wheel_folder("tensorrt_rtx_libs"))
     return use_module(importlib.import_module("tensorrt_bindings"), "tensorrt")
 
 
@@ -69,7 +72,7 @@ def _open_shim(libraries: Path) -> None:
         ]
     shim = opened[0]
     shim.shim_error.restype = ctypes.c_char_p
-    names = ("libtensorrt_rtx.so.1.*", "libtensorrt_onnxparser_rtx.so.1.*")
+    names = ("libtensorrt_rtx.so.1*", "libtensorrt_onnxparser_rtx.so.1*")
     paths = [os.fsencode(min(libraries.glob(name))) for name in names]
     if shim.shim_open(*paths):
         raise NoBuilderError(f"the TensorRT-RTX libraries do not load: {shim.shim_error()}")

@@ -1,0 +1,436 @@
+"""A fake of TensorRT's Python module: a numpy function as work queued on ``FakeCuda``.
+
+It checks what the real one leaves undefined. ``Hazard`` is raised where memory is too small or
+not aligned to 256, where a context is changed after it was recorded into a graph, and (by
+``FakeCuda``) where an execution is not ordered with others that use its memory, or an engine or
+context goes while work of it is queued. What the real one reports goes to the logger, with
+``False`` or ``None``, as there. Engines and contexts hold device memory until they die.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from pixelrt.errors import BackendError, OutOfMemoryError
+from pixelrt.geometry import round_up
+from pixelrt.plans.profiles import Profile, parse_profile, tensor_shape
+from pixelrt.plans.target import Flavour
+from pixelrt.plans.tensorrt import TensorRT, use_module
+from pixelrt.runtime.engine import image_shape, output_shape
+from pixelrt.spec import TensorSpec
+from tests.runtime.fake_cuda import FakeCuda, Hazard
+
+Array = np.ndarray[Any, Any]
+Function = Callable[[Array], Array]
+
+MAGIC = b"faketrt1"
+WEIGHTS = b"the weights of the network"
+CONTEXT_BYTES = 512
+
+
+class TensorIOMode(enum.Enum):
+    NONE, INPUT, OUTPUT = range(3)
+
+
+class TensorLocation(enum.Enum):
+    DEVICE, HOST = range(2)
+
+
+class TensorFormat(enum.Enum):
+    LINEAR, CHW4 = range(2)
+
+
+class DataType(enum.Enum):
+    FLOAT, HALF, UINT8, BF16 = range(4)
+
+
+class ExecutionContextAllocationStrategy(enum.Enum):
+    STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
+
+
+class DynamicShapesKernelSpecializationStrategy(enum.Enum):
+    LAZY, EAGER, NONE = range(3)
+
+
+KINDS = {"uint8": "UINT8", "float32": "FLOAT", "float16": "HALF"}
+
+
+@dataclass(frozen=True)
+class Net:
+    """What a fake plan holds. ``function``: its name in ``FakeTensorRT``."""
+
+    function: str
+    source: TensorSpec
+    result: TensorSpec
+    profiles: tuple[Profile, ...]
+    work_per_pixel: int = 40
+    stripped: bool = False
+    static: bool = False
+
+    def plan(self) -> bytes:
+        facts = {
+            "function": self.function,
+            "source": [self.source.name, self.source.dtype, self.source.shape],
+            "result": [self.result.name, self.result.dtype, self.result.shape],
+            "profiles": [str(profile) for profile in self.profiles],
+            "work": self.work_per_pixel,
+            "stripped": self.stripped,
+            "static": self.static,
+        }
+        body = json.dumps(facts).encode()
+        return MAGIC + len(body).to_bytes(4, "little") + body
+
+    @classmethod
+    def read(cls, data: bytes) -> Net:
+        """Raises ``ValueError`` in words like TensorRT's."""
+        if data[: len(MAGIC)] != MAGIC:
+            raise ValueError("Serialization assertion header.magicTag failed: no engine file")
+        size = int.from_bytes(data[8:12], "little")
+        if len(data) != 12 + size:
+            raise ValueError("Serialization assertion failed: plan size mismatch")
+        facts = json.loads(data[12:])
+        source, result = (
+            TensorSpec(name, dtype, tuple(shape))
+            for name, dtype, shape in (facts["source"], facts["result"])
+        )
+        profiles = tuple(map(parse_profile, facts["profiles"]))
+        return cls(
+            facts["function"],
+            source,
+            result,
+            profiles,
+            facts["work"],
+            facts["stripped"],
+            facts["static"],
+        )
+
+
+class FakeTensorRT:
+    """The module's world: its device, its functions, and what was asked of it.
+
+    ``refuse``: a method of TensorRT that fails from now on.
+    """
+
+    def __init__(
+        self,
+        cuda: FakeCuda,
+        functions: Mapping[str, Function],
+        *,
+        flavour: Flavour = "tensorrt",
+        version: str = "11.4.0",
+        capturable: bool = True,
+        weights: int = 4096,
+    ) -> None:
+        self.cuda = cuda
+        self.functions = dict(functions)
+        self.flavour = flavour
+        self.version = version
+        self.capturable = capturable
+        self.weights = weights
+        self.refuse = ""
+        self.executed: list[tuple[int, ...]] = []
+        self.contexts = 0
+        self.host_code: list[bool] = []
+        self.module = self._module()
+
+    @property
+    def trt(self) -> TensorRT:
+        return use_module(self.module, self.flavour)
+
+    def _module(self) -> Any:
+        # weakly: loggers, and so the modules, are kept for the life of the process
+        world = weakref.ref(self)
+
+        class ILogger:
+            ERROR, INTERNAL_ERROR, WARNING, INFO = range(4)
+
+        class Runtime:
+            engine_host_code_allowed = False
+
+            def __init__(self, logger: Any) -> None:
+                self.logger = logger
+
+            def deserialize_cuda_engine(self, data: Any) -> Any:
+                try:
+                    net = Net.read(bytes(data))
+                    here = world()
+                    assert here is not None
+                    here.host_code.append(self.engine_host_code_allowed)
+                    return FakeEngine(here, self.logger, net)
+                except (ValueError, BackendError) as exc:
+                    report(self.logger, exc)
+                    return None
+
+        class Refitter:
+            def __init__(self, engine: FakeEngine, logger: Any) -> None:
+                self.engine, self.logger, self.weights = engine, logger, b""
+
+            def refit_cuda_engine(self) -> bool:
+                self.engine.refitted = self.weights == WEIGHTS
+                return self.engine.refitted
+
+            def get_missing_weights(self) -> list[str]:
+                return [] if self.weights == WEIGHTS else ["conv.weight"]
+
+        class OnnxParserRefitter:
+            def __init__(self, refitter: Refitter, logger: Any) -> None:
+                self.refitter, self.logger = refitter, logger
+
+            def refit_from_file(self, path: str) -> bool:
+                file = Path(path)
+                beside = file.read_bytes().partition(b"external ")[2].decode()
+                self.refitter.weights = (file.parent / beside).read_bytes() if beside else b""
+                return bool(beside)
+
+        module = ModuleType("fake_tensorrt")
+        vars(module).update(
+            __version__=self.version,
+            ILogger=ILogger,
+            Runtime=Runtime,
+            Refitter=Refitter,
+            OnnxParserRefitter=OnnxParserRefitter,
+            TensorIOMode=TensorIOMode,
+            TensorLocation=TensorLocation,
+            TensorFormat=TensorFormat,
+            ExecutionContextAllocationStrategy=ExecutionContextAllocationStrategy,
+            DynamicShapesKernelSpecializationStrategy=DynamicShapesKernelSpecializationStrategy,
+        )
+        return module
+
+
+def report(logger: Any, failure: Exception) -> None:
+    """As TensorRT does: words to the logger, no exception."""
+    words = str(failure)
+    if isinstance(failure, OutOfMemoryError):
+        words = f"Error Code 2: OutOfMemory (Requested size was not available.) {words}"
+    logger.log(0, words)
+
+
+class _Held:
+    """Device memory that goes with its owner, as TensorRT frees it: without a word."""
+
+    def __init__(self, cuda: FakeCuda, size: int) -> None:
+        self.cuda, self.size = cuda, size
+        self.address = cuda.malloc(size)
+
+    def __del__(self) -> None:
+        if hasattr(self, "address"):
+            self.cuda._remove(self.address, "device")
+
+    @property
+    def span(self) -> tuple[int, int]:
+        return self.address, self.size
+
+
+class FakeEngine:
+    """``ICudaEngine``."""
+
+    def __init__(self, world: FakeTensorRT, logger: Any, net: Net) -> None:
+        self.world, self.logger, self.net = world, logger, net
+        self.refitted = not net.stripped
+        self.weights = _Held(world.cuda, world.weights)
+        self.tensors = {net.source.name: net.source, net.result.name: net.result}
+
+    num_io_tensors = 2
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self.net.profiles)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.tensors)[index]
+
+    def get_tensor_mode(self, name: str) -> TensorIOMode:
+        return TensorIOMode.INPUT if name == self.net.source.name else TensorIOMode.OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        return DataType[KINDS[self.tensors[name].dtype]]
+
+    def get_tensor_location(self, name: str) -> TensorLocation:
+        return TensorLocation.DEVICE
+
+    def get_tensor_format(self, name: str) -> TensorFormat:
+        return TensorFormat.LINEAR
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        spec = self.tensors[name]
+        if self.net.static:
+            shape = self.net.profiles[0].shapes[0]
+            return output_shape(spec, shape)
+        return tuple(axis if isinstance(axis, int) else -1 for axis in spec.shape)
+
+    def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
+        return [tensor_shape(self.net.source, one) for one in self.net.profiles[index].shapes]
+
+    def create_runtime_config(self) -> Any:
+        config = SimpleNamespace(dynamic_shapes_kernel_specialization_strategy=None, strategy=None)
+        config.set_execution_context_allocation_strategy = lambda it: vars(config).update(
+            strategy=it
+        )
+        return config
+
+    def create_execution_context(self, manner: Any) -> FakeContext | None:
+        eager = DynamicShapesKernelSpecializationStrategy.EAGER
+        if self.world.flavour == "tensorrt-rtx":
+            assert manner.dynamic_shapes_kernel_specialization_strategy is eager
+            manner = manner.strategy
+        assert manner is ExecutionContextAllocationStrategy.USER_MANAGED
+        try:
+            if self.world.refuse == "create_execution_context":
+                raise BackendError("planted refusal of create_execution_context")
+            return FakeContext(self)
+        except BackendError as exc:
+            report(self.logger, exc)
+            return None
+
+
+class FakeContext:
+    """``IExecutionContext`` whose memory the user manages; it keeps its engine alive."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine, self.world, self.logger = engine, engine.world, engine.logger
+        self.memory = _Held(self.world.cuda, CONTEXT_BYTES)
+        self.active_optimization_profile = 0
+        self.shape: tuple[int, ...] | None = None
+        self.addresses: dict[str, int] = {}
+        self.work: tuple[int, int] | None = None
+        self.recorded = False
+        if engine.net.static:
+            self.shape = engine.get_tensor_shape(engine.net.source.name)
+        self.world.contexts += 1
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        self._change()
+        if not 0 <= index < self.engine.num_optimization_profiles:
+            return self._refuse(f"profile index {index} is out of range")
+        self.active_optimization_profile, self.shape = index, None
+        return self._queue(stream, [], [self.memory.span], lambda span: span.fill(index))
+
+    def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
+        self._change()
+        spec, profile = (
+            self.engine.net.source,
+            self.engine.net.profiles[self.active_optimization_profile],
+        )
+        if self.world.refuse == "set_input_shape":
+            return self._refuse("planted refusal of set_input_shape")
+        dims = tuple(shape)
+        if name != spec.name or len(dims) != len(spec.shape):
+            return self._refuse(f"no input {name} of {len(dims)} dimensions")
+        fixed = all(want in (got, want) for want, got in zip(spec.shape, dims, strict=True))
+        if not fixed or not profile.holds(image_shape(spec, dims)):
+            return self._refuse(f"{dims} does not satisfy profile {profile}")
+        self.shape = dims
+        return True
+
+    def infer_shapes(self) -> list[str]:
+        return [] if self.shape else [self.engine.net.source.name]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        assert self.shape is not None
+        if name == self.engine.net.source.name:
+            return self.shape
+        return output_shape(self.engine.net.result, image_shape(self.engine.net.source, self.shape))
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        self._change()
+        if self.shape is None:
+            return 0
+        shape = image_shape(self.engine.net.source, self.shape)
+        need = self.engine.net.work_per_pixel * shape.batch * shape.height * shape.width
+        return round_up(need, 256)
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        self._change()
+        if address % 256:
+            raise Hazard("the memory of a context is not aligned to 256")
+        self.work = (address, size)
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self._change()
+        if name not in self.engine.tensors or address % 256:
+            return self._refuse(f"no tensor {name}, or address {address:x} is not aligned")
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        net, cuda = self.engine.net, self.world.cuda
+        if self.world.refuse == "execute_async_v3":
+            return self._refuse("planted refusal of execute_async_v3")
+        if self.shape is None or set(self.addresses) != set(self.engine.tensors):
+            return self._refuse("shapes or addresses are not set")
+        shape, out_shape = self.shape, self.get_tensor_shape(net.result.name)
+        need = self._need()
+        if need and (self.work is None or self.work[1] < need):
+            raise Hazard(f"a context works in {self.work}, it needs {need} bytes")
+        reads = [
+            (self.addresses[net.source.name], _bytes(shape, net.source)),
+            self.engine.weights.span,
+            self.memory.span,
+        ]
+        writes = [(self.addresses[net.result.name], _bytes(out_shape, net.result))]
+        writes += [(self.work[0], need)] if need and self.work else []
+        function, refitted = self.world.functions[net.function], self.engine.refitted
+
+        def run(source: Array, _: Array, __: Array, result: Array, *work: Array) -> None:
+            for span in work:
+                span[:] = 0xA5
+            values = function(source.view(net.source.dtype).reshape(shape))
+            assert values.shape == out_shape
+            assert values.dtype == net.result.dtype
+            result.view(net.result.dtype)[:] = values.reshape(-1) if refitted else 0
+
+        capturing = cuda.streams[stream].capture is not None
+        if not self._queue(stream, reads, writes, run):
+            return False
+        self.recorded = self.recorded or capturing
+        self.world.executed.append(shape)
+        return True
+
+    def _need(self) -> int:
+        assert self.shape is not None
+        shape = image_shape(self.engine.net.source, self.shape)
+        return round_up(
+            self.engine.net.work_per_pixel * shape.batch * shape.height * shape.width, 256
+        )
+
+    def _queue(
+        self,
+        stream: int,
+        reads: list[tuple[int, int]],
+        writes: list[tuple[int, int]],
+        run: Callable[..., None],
+    ) -> bool:
+        try:
+            self.world.cuda.kernel(stream, reads, writes, run, capturable=self.world.capturable)
+        except BackendError as exc:
+            report(self.logger, exc)
+            return False
+        return True
+
+    def _change(self) -> None:
+        if self.recorded:
+            raise Hazard("a context is changed after it was recorded into a graph")
+
+    def _refuse(self, words: str) -> bool:
+        self.logger.log(0, f"IExecutionContext: Error Code 3: API Usage Error ({words})")
+        return False
+
+
+def _bytes(dims: Sequence[int], spec: TensorSpec) -> int:
+    return prod(dims) * np.dtype(spec.dtype).itemsize
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
