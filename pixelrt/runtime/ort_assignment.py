@@ -42,12 +42,16 @@ def require_provider(session: Any, provider: str) -> tuple[str, ...]:
             hint="its libraries may be missing; onnxruntime's own messages say which",
         )
     host: list[str] = []
+    given = False
     for part in session.get_provider_graph_assignment_info():
         nodes = [f"{node.name or 'a nameless node'} ({node.op_type})" for node in part.get_nodes()]
+        given = given or (part.ep_name == provider and bool(nodes))
         if part.ep_name == CPU_PROVIDER:
             host += nodes
         elif part.ep_name != provider:
             raise _refused(provider, nodes, f"assigned to {part.ep_name}")
+    if not given:
+        raise _refused(provider, host or ["every node"], "assigned to the CPU, if to any provider")
     return tuple(host)
 
 

@@ -95,7 +95,9 @@ def test_a_device_that_goes_away(desk: Desk, picture: Path, capsys: Any) -> None
     desk.functions = dict(FUNCTIONS)
     desk.__post_init__()
     assert pixelrt("run", desk.bundle.root, picture, "-o", target, "--plan", path) == 4
-    assert "planted failure of copy" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert told.startswith("pixelrt: planted failure of copy")
+    assert "and while releasing: planted failure" in told
     assert not target.exists()
     desk.cuda.finish()
     desk.cuda.assert_clean()

@@ -67,6 +67,7 @@ def test_the_order_of_auto() -> None:
         "tensorrt-rtx",
         "onnxruntime-tensorrt-rtx",
         "onnxruntime-cuda",
+        "onnxruntime-openvino",
         "onnxruntime-cpu",
     ]
 
@@ -205,7 +206,17 @@ def test_a_network_that_is_not_wholly_on_the_gpu_is_refused(
 def test_many_nodes_on_the_cpu_are_counted(bundle: Bundle) -> None:
     extra = tuple(Node(f"n{i}", "Conv", CPU) for i in range(20))
     with pytest.raises(BackendError, match=r"n7 \(Conv\) and 12 more: run by CPU"):
-        cuda_backend(FakeOrt(FakeCuda(), extra)).offers(bundle, "image")[0].open()
+        cuda_backend(FakeOrt(FakeCuda(), (*extra, *network(CUDA)))).offers(bundle, "image")[
+            0
+        ].open()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"), [(network(CPU), r"conv_in \(Conv\), conv_out"), ((), "every node")]
+)
+def test_a_provider_that_is_there_and_got_nothing(bundle: Bundle, nodes: Any, words: str) -> None:
+    with pytest.raises(BackendError, match=f"{words}.*assigned to the CPU"):
+        cuda_backend(FakeOrt(FakeCuda(), nodes)).offers(bundle, "image")[0].open()
 
 
 def test_the_rtx_provider_takes_all_or_nothing(bundle: Bundle) -> None:

@@ -36,6 +36,8 @@ class BackendInfo:
     rounded to 10 bits of mantissa before it is multiplied."""
     engine: str = ""
     """What is executed in place of the graph itself: a plan's digest, a compiled variant."""
+    memory_share: float = 1.0
+    """Of the manifest's estimate, which was measured with plain onnxruntime: what a run takes."""
 
     def __str__(self) -> str:
         return f"{self.name} {self.version} ({self.precision}, {self.device})"

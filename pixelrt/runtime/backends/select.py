@@ -11,6 +11,7 @@ from pixelrt.runtime.backends.base import Backend, Offer, Session
 from pixelrt.runtime.backends.onnxruntime import INSTALL_HINT, OnnxRuntimeCpu
 from pixelrt.runtime.backends.onnxruntime_cuda import ONNXRUNTIME_CUDA
 from pixelrt.runtime.backends.onnxruntime_rtx import ONNXRUNTIME_RTX
+from pixelrt.runtime.backends.openvino import OnnxRuntimeOpenVino
 from pixelrt.runtime.backends.tensorrt import TensorRTBackend
 from pixelrt.runtime.resources import release_quietly
 from pixelrt.runtime.verify import known_failure, require_verified
@@ -20,6 +21,7 @@ BACKENDS: tuple[Backend, ...] = (
     TensorRTBackend("tensorrt-rtx"),
     ONNXRUNTIME_RTX,
     ONNXRUNTIME_CUDA,
+    OnnxRuntimeOpenVino(),
     OnnxRuntimeCpu(),
 )
 """In the order in which ``auto`` tries them."""
@@ -148,6 +150,8 @@ NOT_VERIFIED = "not verified, as asked"
 
 
 def _label(offer: Offer) -> str:
+    if offer.refused:
+        return offer.info.name
     engine = f" {offer.info.engine}" if offer.info.engine else ""
     return f"{offer.info.name} {offer.info.precision}{engine}"
 
