@@ -19,11 +19,11 @@ from pixelrt.runtime.backends.base import Array, Backend, BackendInfo, Session, 
 from pixelrt.runtime.backends.select import BACKENDS, Choice, PassedOver, open_session
 from pixelrt.runtime.device_planning import device_budget, device_planner
 from pixelrt.runtime.fitting import DevicePlan
+from pixelrt.runtime.flow_plan import Maps
 from pixelrt.runtime.pipelines.planes import Route, route_planes
 from pixelrt.runtime.planning import RunOptions, plan_image
 from pixelrt.runtime.replan import run_with_replan
 from pixelrt.runtime.resources import release_quietly
-from pixelrt.runtime.stages import Maps
 from pixelrt.runtime.tiling import Progress, run_plan
 
 if TYPE_CHECKING:
