@@ -133,8 +133,10 @@ def command(
     if json_file:
         with atomic_write(json_file) as file:
             file.write(made.files[REPORT])
+    proof = prove(made, request)
     place = _keep(made, request, output, shipped=bundle_name in SHIPPED)
     if not quiet:
+        note(proof)
         _tell(made, place, show=show)
 
 
@@ -166,6 +168,7 @@ def ensure_plan(bundle: Bundle, *, shipped: bool, quiet: bool) -> None:
                 )
                 request = Request(bundle, "image", options, build.target_of(options, trt))
                 made = _make(request, trt, quiet=quiet)
+                note(prove(made, request))
                 note(f"built {_keep(made, request, None, shipped=shipped)}")
         except (BackendError, CheckError) as exc:
             reasons.append(f"{flavour}: {exc}")
@@ -173,6 +176,26 @@ def ensure_plan(bundle: Bundle, *, shipped: bool, quiet: bool) -> None:
             return
     for reason in reasons:
         note(f"no plan was built  {reason}")
+
+
+def prove(made: Made, request: Request) -> str:
+    """Hold a new plan against its samples on its GPU; the verdict in words.
+
+    Raises ``FidelityError`` for a wrong plan. Without its GPU that waits for the first use.
+    """
+    from pixelrt.plans.store import StoredPlan
+    from pixelrt.runtime.backends.select import Choice, open_session
+    from pixelrt.runtime.backends.tensorrt import TensorRTBackend
+
+    plan = StoredPlan(made.facts, "the plan just built", lambda: made.files)
+    backend = TensorRTBackend(request.target.flavour, plan=plan)
+    try:
+        opened = open_session(request.bundle, request.role, Choice(backend.name), (backend,))
+    except BackendError as exc:
+        words = "; ".join(part for part in (exc.found, exc.hint) if part) or exc.message
+        return f"not executed here, so it is checked where it is first used: {words}"
+    opened.session.close()
+    return opened.verdict
 
 
 def _fits(bundle: Bundle, here: Target) -> bool:

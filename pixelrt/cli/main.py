@@ -17,6 +17,7 @@ VERBS = {
     "export": "Turn a PyTorch checkpoint into a verified bundle.",
     "build": "Build a TensorRT plan from a bundle.",
     "run": "Run images through a bundle.",
+    "bench": "Measure what a bundle costs on this machine.",
     "verify": "Hold backends against a bundle's reference outputs.",
     "inspect": "Describe a bundle.",
     "doctor": "Show what this machine can run.",

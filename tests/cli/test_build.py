@@ -18,7 +18,7 @@ from pixelrt.cli.terminal import phase_bar
 from pixelrt.engines import build
 from pixelrt.engines.build import TensorRT
 from pixelrt.engines.report import report_of
-from pixelrt.errors import BackendError, CheckError, PixelrtError, UsageError
+from pixelrt.errors import BackendError, CheckError, FidelityError, PixelrtError, UsageError
 from pixelrt.plans.facts import PlanFacts
 from pixelrt.plans.store import find_plans, graph_mismatch, plan_at
 from pixelrt.plans.target import Capability, Target, system_name
@@ -290,3 +290,19 @@ def test_a_plan_is_built_once_for_the_gpu_at_hand(
     told = capsys.readouterr().err
     assert "no plan was built  tensorrt: tensorrt is not installed" in told
     assert "does not build for sm90" in told
+
+
+def test_a_plan_is_proven_where_its_gpu_is(
+    srgan_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Here no GPU is; where one gives a wrong result, nothing is put into the bundle."""
+    run(srgan_bundle, "--static", "-o", tmp_path / "x.plan")
+    assert "not executed here" in capsys.readouterr().err
+
+    def wrong(*_: Any, **__: Any) -> Any:
+        raise FidelityError("the plan does not reproduce the reference")
+
+    monkeypatch.setattr("pixelrt.runtime.backends.select.open_session", wrong)
+    with pytest.raises(FidelityError):
+        run(srgan_bundle, "--static", "--level", "1", "-o", tmp_path / "y.plan")
+    assert not list(tmp_path.glob("y.plan*"))

@@ -9,6 +9,7 @@ from pixelrt.errors import BackendError, FidelityError, InputError, PixelrtError
 from pixelrt.manifest import GraphRole
 from pixelrt.runtime.backends.base import Backend, Offer, Session
 from pixelrt.runtime.backends.onnxruntime import INSTALL_HINT, OnnxRuntimeCpu
+from pixelrt.runtime.backends.openvino import OnnxRuntimeOpenVino
 from pixelrt.runtime.backends.tensorrt import TensorRTBackend
 from pixelrt.runtime.resources import release_quietly
 from pixelrt.runtime.verify import known_failure, require_verified
@@ -16,6 +17,7 @@ from pixelrt.runtime.verify import known_failure, require_verified
 BACKENDS: tuple[Backend, ...] = (
     TensorRTBackend("tensorrt"),
     TensorRTBackend("tensorrt-rtx"),
+    OnnxRuntimeOpenVino(),
     OnnxRuntimeCpu(),
 )
 """In the order in which ``auto`` tries them."""

@@ -22,7 +22,7 @@ from pixelrt.runtime.fitting import DevicePlan
 from pixelrt.runtime.flow_plan import Maps
 from pixelrt.runtime.pipelines.arrays import check_array, levels
 from pixelrt.runtime.pipelines.planes import Route, route_planes
-from pixelrt.runtime.planning import RunOptions, plan_image
+from pixelrt.runtime.planning import RunOptions, plan_image, with_memory_share
 from pixelrt.runtime.replan import run_with_replan
 from pixelrt.runtime.resources import release_quietly
 from pixelrt.runtime.tiling import Progress, run_plan
@@ -140,7 +140,7 @@ class ImageModel:
         """
         size, chosen, session = Size(height, width), run_options(options), self.session()
         if not isinstance(session, TileSession):
-            return plan_image(size, self.manifest, chosen)
+            return self._plan(size, session, chosen)
         planner = device_planner(size, 1, self.manifest, chosen, session)
         return planner(device_budget(session, chosen)).tiles
 
@@ -198,10 +198,15 @@ class ImageModel:
         if isinstance(session, TileSession):
             self._run_on_device(session, size, route, both, options, progress)
         else:
-            plan = plan_image(size, self.manifest, options)
+            plan = self._plan(size, session, options)
             infer = partial(_infer, session, role, both)
             padded = pad_image(route.image, plan.image, self.manifest.image.pad_mode)
             run_plan(infer, padded, plan, route.out, scale=self.scale, progress=progress)
+
+    def _plan(self, size: Size, session: Session, options: RunOptions) -> TilePlan:
+        return plan_image(
+            size, with_memory_share(self.manifest, session.info.memory_share), options
+        )
 
     def _run_on_device(
         self,
