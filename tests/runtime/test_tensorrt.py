@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from pixelrt.bundle import Bundle
+from pixelrt.cli.verify import run_checks
 from pixelrt.errors import (
     BackendError,
     FidelityError,
@@ -446,6 +447,24 @@ def test_a_stripped_plan_without_its_graph(desk: Desk) -> None:
     with pytest.raises(InputError, match="stripped of its weights") as caught:
         model(desk, backend="tensorrt").session()
     assert "0 graphs beside it" in caught.value.found
+    desk.cuda.assert_clean()
+
+
+def test_verify_checks_the_plan_that_fits_and_speaks_of_the_other(desk: Desk) -> None:
+    target = PlanTarget("tensorrt", "10.9.0", ["sm90"], GPU, "13.0", "linux-x86_64")
+    desk.build(image_net("image", DYNAMIC), target=target)
+    desk.build(image_net("image", DYNAMIC), name="fits")
+    checks, absent = run_checks(desk.bundle, (desk.backend(), host()))
+    assert [(one.info.name, one.role, one.sample.name) for one in checks if one.passed] == [
+        ("tensorrt", "image", "photo-small"),
+        ("tensorrt", "image", "photo-plan"),
+        ("fake", "core", "photo-small"),
+        ("fake", "image", "photo-small"),
+    ]
+    told = "\n".join(map(str, absent))
+    assert "tensorrt, image graph: " in told
+    assert "it was built by tensorrt 10.9.0" in told
+    assert "no plan of the core graph" in told
     desk.cuda.assert_clean()
 
 

@@ -16,8 +16,8 @@ from pixelrt.spec import ImageSpec, TensorSpec
 
 if TYPE_CHECKING:
     from pixelrt.runtime.fitting import DevicePlan
+    from pixelrt.runtime.flow_plan import Maps
     from pixelrt.runtime.interop import DeviceArray
-    from pixelrt.runtime.stages import Maps
 
 Array = NDArray[Any]
 
