@@ -234,6 +234,55 @@ def test_short_memory_means_smaller_tiles_from_the_start(bundle: Bundle) -> None
     cuda.assert_clean()
 
 
+@pytest.mark.parametrize("side", [64, 61])
+def test_results_and_padded_copies_are_planned_for(bundle: Bundle, side: int) -> None:
+    """The result is more than half of the memory that is free: nothing fails on the way."""
+    image = pictures(side, side, 3)
+    cuda = FakeCuda(memory=image.size + 4 * image.size * 10 // 6 + (side % 4) * 20_000)
+    with (
+        opened(cuda, bundle) as model,
+        Stream(cuda) as theirs,
+        on_device(cuda, image, theirs) as array,
+    ):
+        result = model.run_device(array)
+        np.testing.assert_array_equal(read_back(cuda, result), nearest(2)(image[None])[0])
+        assert model.notes == ()
+        del result
+    cuda.assert_clean()
+
+
+STYLES: dict[str, dict[str, Any]] = {
+    "torch": {"version": 2, "strides": None},
+    "cupy": {"version": 3, "strides": None, "stream": 1},
+    "numba": {"version": 3, "strides": None, "stream": None},
+    "numba of one row": {"version": 3, "strides": (999, 3, 1), "stream": 2},
+    "pycuda": {"version": 3, "strides": (27, 3, 1), "descr": [("", "|u1")]},
+}
+"""What these libraries say of their arrays in ``__cuda_array_interface__``."""
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_arrays_as_other_libraries_have_them(bundle: Bundle, style: str) -> None:
+    cuda = FakeCuda(5)
+    said = STYLES[style]
+    stream = said.get("stream") if said["version"] == 3 else LEGACY_STREAM
+    image = pictures(1 if "row" in style else 9, 9, 3)
+    with (
+        opened(cuda, bundle) as model,
+        Stream(cuda, stream or 2) as theirs,
+        on_device(cuda, image, theirs) as array,
+    ):
+        if stream is None:
+            theirs.synchronize()
+        facts = {"shape": image.shape, "typestr": "|u1", "data": (array.address, False), **said}
+        result = model.run_device(SimpleNamespace(__cuda_array_interface__=facts))
+        assert result.stream == stream
+        assert result.__cuda_array_interface__["stream"] == stream
+        np.testing.assert_array_equal(read_back(cuda, result), nearest(2)(image[None])[0])
+        del result
+    cuda.assert_clean()
+
+
 def test_tiles_of_the_host_and_of_the_device_take_turns(bundle: Bundle) -> None:
     cuda = FakeCuda(7)
     image = pictures(30, 21, 3)

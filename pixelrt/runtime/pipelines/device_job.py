@@ -14,7 +14,7 @@ from pixelrt.manifest import Manifest
 from pixelrt.runtime.backends.base import ArraySession
 from pixelrt.runtime.device_planning import device_budget, device_planner
 from pixelrt.runtime.interop import DeviceArray
-from pixelrt.runtime.planning import RunOptions
+from pixelrt.runtime.planning import RunOptions, padded_size
 from pixelrt.runtime.replan import run_with_replan
 from pixelrt.spec import ImageSpec
 
@@ -33,6 +33,14 @@ class DeviceJob:
     def __len__(self) -> int:
         return self.images.shape[0]
 
+    def bytes_beside(self, spec: ImageSpec, padded: Size) -> int:
+        """Device memory that is taken beside tiles and network: results and padded copies."""
+        _, height, width, _ = self.images.shape
+        each = 0 if padded == Size(height, width) else padded.pixels * spec.channels_in
+        if self.out is None:
+            each += height * width * spec.scale**2 * spec.channels_out
+        return len(self) * each
+
 
 def run_on_device(
     session: ArraySession,
@@ -48,10 +56,13 @@ def run_on_device(
     spec, chosen = manifest.image, replace(options, streams=1)
     job = device_job(session, image, out, spec, stream)
     size = Size(*job.images.shape[1:3])
+    budget = device_budget(session, chosen)
+    if chosen.max_memory is None:
+        budget = max(0, budget - job.bytes_beside(spec, padded_size(size, manifest, chosen.pad)))
     result = run_with_replan(
         device_planner(size, len(job), manifest, chosen, session),
         lambda plan: session.run_device(job.images, plan, job.out, spec),
-        device_budget(session, chosen),
+        budget,
         release=session.trim,
         report=report,
     )
