@@ -46,6 +46,7 @@ def test_case(case: Callable[[Cuda], None], seed: int) -> None:
     cuda.assert_clean()
 
 
+@pytest.mark.usefixtures("quick_collection")
 @pytest.mark.parametrize("case", [images_keep_to_the_callers_order, results_outlive_the_flow])
 @pytest.mark.parametrize("lose_device", [False, True], ids=["once", "device lost"])
 def test_whatever_call_fails_everything_is_released(

@@ -50,7 +50,7 @@ def cpu_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays() -> Iterator[None]:
+def nothing_stays(quick_collection: None) -> Iterator[None]:
     yield
     gc.collect()
     assert not dlpack_export._held

@@ -339,6 +339,7 @@ def test_a_library_that_does_not_load(bundle: Bundle) -> None:
     assert rtx_backend(ort).offers(bundle, "image")
 
 
+@pytest.mark.usefixtures("quick_collection")
 @pytest.mark.parametrize("lose_device", [False, True], ids=["once", "device lost"])
 def test_every_failing_call_leaves_nothing_behind(bundle: Bundle, lose_device: bool) -> None:
     def case(cuda: FakeCuda) -> None:

@@ -303,6 +303,7 @@ def test_tiles_of_the_host_and_of_the_device_take_turns(bundle: Bundle) -> None:
     cuda.assert_clean()
 
 
+@pytest.mark.usefixtures("quick_collection")
 def test_every_failing_call_leaves_nothing_behind(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
