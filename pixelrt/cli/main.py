@@ -17,6 +17,7 @@ VERBS = {
     "export": "Turn a PyTorch checkpoint into a verified bundle.",
     "build": "Build a TensorRT plan from a bundle.",
     "run": "Run images through a bundle.",
+    "bench": "Measure what a bundle costs on this machine.",
     "verify": "Hold backends against a bundle's reference outputs.",
     "inspect": "Describe a bundle.",
     "doctor": "Show what this machine can run.",
@@ -65,7 +66,7 @@ def run(arguments: list[str] | None = None) -> int:
         exc.show()
         return USAGE
     except PixelrtError as exc:
-        click.echo(f"pixelrt: {exc}", err=True)
+        click.echo("\n  ".join([f"pixelrt: {exc}", *getattr(exc, "__notes__", ())]), err=True)
         return exc.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("pixelrt: interrupted; nothing half-written was left", err=True)

@@ -12,7 +12,7 @@ from pixelrt.cli.flow import Outcome, Settings, run_job, run_overlapped
 from pixelrt.cli.jobs import Job, plan_jobs
 from pixelrt.cli.options import ByteCount, PixelSize, Tile
 from pixelrt.cli.terminal import note
-from pixelrt.errors import OutputError, PixelrtError
+from pixelrt.errors import OutputError, PixelrtError, UsageError
 from pixelrt.runtime.backends.select import PRECISIONS
 from pixelrt.runtime.load import SHIPPED, bundle_path, load
 from pixelrt.runtime.pipelines.image import ImageModel
@@ -88,6 +88,8 @@ def command(
     Folders are searched recursively and keep their structure; outputs that exist are
     skipped unless --overwrite is given. A failed image does not stop the others.
     """
+    if build_plan and plan:
+        raise UsageError("--build and --plan do not go together", hint="leave one of them out")
     if build_plan:
         from pixelrt.cli.build import ensure_plan
 

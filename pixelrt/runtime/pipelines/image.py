@@ -219,6 +219,7 @@ class ImageModel:
         progress: Progress | None,
     ) -> None:
         """The whole image on a device, again with smaller tiles where its memory is short."""
+        self._trim(session)
 
         def run(plan: DevicePlan) -> None:
             padded = pad_image(route.image, plan.tiles.image, self.manifest.image.pad_mode)
@@ -231,8 +232,18 @@ class ImageModel:
             run,
             device_budget(session, options),
             release=session.trim,
-            report=self._replans.append,
+            report=self._tell,
         )
+
+    def _trim(self, session: Session) -> None:
+        """What the other graph's session keeps is memory for this one."""
+        for other in self._sessions.values():
+            if other is not session and isinstance(other, TileSession):
+                other.trim()
+
+    def _tell(self, words: str) -> None:
+        if words not in self._replans:
+            self._replans.append(words)
 
     def _run_alpha(self, alpha: Array, options: RunOptions) -> Array:
         if self.scale == 1:

@@ -1,0 +1,1 @@
+"""Measurements that are made once: peers side by side, growth, GPU. docs/benchmarks.md."""

@@ -1,0 +1,196 @@
+"""``python -m benchmarks.table``: the README's tables, made from ``benchmarks/results/``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import click
+
+from benchmarks.compare import decibels
+from benchmarks.records import (
+    AnyReport,
+    Compared,
+    CompareReport,
+    GpuReport,
+    GrowthReport,
+    Origin,
+    Pair,
+    read_record,
+)
+from pixelrt.cli.bench_table import bytes_text, plan_text, psnr_text, seconds_text
+from pixelrt.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+BEGIN = "<!-- benchmarks: made by `python -m benchmarks.table`, do not edit -->"
+END = "<!-- end of benchmarks -->"
+SIZES = ("size", "threads")
+"""The sweeps of ``benchmarks.growth`` that the README shows."""
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Change nothing; exit code 1 where it would change.")
+def main(check: bool) -> None:
+    """Write the tables between the two markers of README.md."""
+    old = README.read_text(encoding="utf-8")
+    new = with_tables(old, render(read_results(RESULTS)))
+    if check:
+        raise SystemExit(int(old != new))
+    README.write_text(new, encoding="utf-8")
+
+
+def read_results(folder: Path) -> list[tuple[str, AnyReport]]:
+    """Every result under ``folder`` with its name, by name. Raises ``InputError``."""
+    return [(path.name, read_record(path)) for path in sorted(folder.glob("*.json"))]
+
+
+def with_tables(text: str, tables: str) -> str:
+    """``text`` with ``tables`` between its markers. Raises ``InputError`` without markers."""
+    found = re.search(f"{re.escape(BEGIN)}\n.*?{re.escape(END)}", text, re.DOTALL)
+    if not found:
+        raise InputError("the page has no place for the tables", expected=f"{BEGIN} and {END}")
+    return f"{text[: found.start()]}{BEGIN}\n{tables}{END}{text[found.end() :]}"
+
+
+def tables_of(text: str) -> str | None:
+    """What stands between the markers; ``None`` where there are none."""
+    found = re.search(f"{re.escape(BEGIN)}\n(.*?){re.escape(END)}", text, re.DOTALL)
+    return found[1] if found else None
+
+
+def render(results: Iterable[tuple[str, AnyReport]]) -> str:
+    """Markdown: a section for each file. Trials (``--quick``) are refused."""
+    parts = []
+    for name, report in results:
+        if report.quick:
+            raise InputError(f"{name} was made with --quick", hint="measure it again without")
+        parts.append("\n".join([*_body(report), "", _source(name, report.origin), ""]))
+    return "\n" + "\n".join(parts) + "\n" if parts else "\nNothing has been measured yet.\n\n"
+
+
+def _body(report: AnyReport) -> list[str]:
+    if isinstance(report, CompareReport):
+        return [line for case in report.cases for line in _compared(case)] + _ceilings(report)
+    if isinstance(report, GrowthReport):
+        return _growth(report)
+    return _gpu(report)
+
+
+def _source(name: str, origin: Origin) -> str:
+    machine = origin.machine
+    gpus = f", {', '.join(machine.gpus)}" if machine.gpus else ""
+    versions = ", ".join(
+        f"{package} {machine.versions[package]}"
+        for package in ("torch", "onnxruntime", "openvino", "onnxruntime-ep-openvino", "tensorrt")
+        if package in machine.versions
+    )
+    return (
+        f"`{origin.command}`, {origin.made[:10]}, {machine.processor}, {machine.usable_cpus} "
+        f"processors{gpus}; {versions} ([results](benchmarks/results/{name}))"
+    )
+
+
+def _compared(case: Compared) -> list[str]:
+    head = (
+        *("against", "its median", "pixelrt", "**ratio** (quartiles)"),
+        *("share of the ceiling: its, ours", "PSNR: its, ours", "peak memory: its, ours"),
+    )
+    rows = [_pair(pair) for pair in case.pairs]
+    rows += [(one.peer, f"not measured: {one.reason}", *[""] * 5) for one in case.absent]
+    title = f"**{case.name}**, {2 * case.multiply_adds / 1e9:.0f} GFLOP"
+    return ["", title, "", *_markdown(head, rows)]
+
+
+def _pair(pair: Pair) -> tuple[str, ...]:
+    def both(text: Callable[[object], str], name: str) -> str:
+        return ", ".join(text(getattr(side, name)) for side in (pair.peer, pair.ours))
+
+    shaky = "" if pair.peer.stable and pair.ours.stable else " (unstable)"
+    return (
+        pair.peer.name,
+        seconds_text(pair.peer.seconds.p50),
+        f"{seconds_text(pair.ours.seconds.p50)}, {pair.ours.precision}",
+        f"**{pair.ratio:.2f}×** ({pair.low:.2f} to {pair.high:.2f}){shaky}",
+        both(_share, "share"),
+        both(_decibels, "psnr"),
+        both(_bytes, "peak_memory"),
+    )
+
+
+def _share(value: object) -> str:
+    return f"{value:.0%}" if isinstance(value, float) else "–"
+
+
+def _decibels(value: object) -> str:
+    return decibels(value if isinstance(value, float) else None)
+
+
+def _bytes(value: object) -> str:
+    return bytes_text(value if isinstance(value, int) else 0)
+
+
+def _ceilings(report: CompareReport) -> list[str]:
+    """The best of each precision, in words."""
+    best: dict[str, float] = {}
+    for one in report.ceilings:
+        best[one.precision] = max(best.get(one.precision, 0.0), one.per_second)
+    words = [
+        f"{value / 1e9:.0f} {'GB/s copied' if name == 'bytes' else f'GFLOP/s in {name}'}"
+        for name, value in best.items()
+        if value
+    ]
+    return ["", f"Ceilings measured in the same run: {', '.join(words)}."]
+
+
+def _growth(report: GrowthReport) -> list[str]:
+    head = ("what", "latency", "per megapixel", "peak memory", "tiles", "PSNR")
+    rows: list[tuple[str, ...]] = []
+    for row in report.rows:
+        if row.sweep not in SIZES:
+            continue
+        name = row.value if row.sweep == "size" else f"{row.value} processors"
+        if row.result is None:
+            rows.append((name, f"not measured: {row.reason}", *[""] * 4))
+            continue
+        result = row.result
+        shaky = "" if result.stable else " (unstable)"
+        rows.append(
+            (
+                name,
+                seconds_text(result.latency.p50) + shaky,
+                seconds_text(result.seconds_per_megapixel),
+                bytes_text(result.memory.host_peak),
+                plan_text(result),
+                psnr_text(result),
+            )
+        )
+    return ["", f"**How {report.subject.name} grows**, file to file", "", *_markdown(head, rows)]
+
+
+def _gpu(report: GpuReport) -> list[str]:
+    head = ("part", "what", "median", "numbers", "note")
+    rows: list[tuple[str, ...]] = [
+        (
+            row.part,
+            row.name,
+            seconds_text(row.seconds.p50) if row.seconds else f"not measured: {row.reason}",
+            ", ".join(f"{name} {value:.4g}" for name, value in row.facts.items()),
+            row.note,
+        )
+        for row in report.rows
+    ]
+    return ["", f"**On {report.device}**", "", *_markdown(head, rows)]
+
+
+def _markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    def line(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"
+
+    return [line(head), line("---" for _ in head), *(line(row) for row in rows)]
+
+
+if __name__ == "__main__":
+    main()

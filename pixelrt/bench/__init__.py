@@ -1,0 +1,1 @@
+"""Measuring what a bundle costs on this machine, for ``pixelrt bench`` and ``benchmarks/``."""
