@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -312,16 +313,25 @@ def test_difference_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("fault", ["other results", "does not open"])
 def test_one_for_a_shape_that_differs_is_not_taken(
-    demo: Bundle, shapes: list[tuple[int, ...]], fault: str, monkeypatch: pytest.MonkeyPatch
+    demo: Bundle,
+    shapes: list[tuple[int, ...]],
+    fault: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A graph for one shape that computes in bfloat16 in place of float32, and none at all."""
+    """A graph for one shape with a few other weights, and none at all."""
     made = Source.fixed
+    shutil.copytree(demo.root / "graphs", tmp_path / "graphs")
+    weights = np.fromfile(tmp_path / "graphs/weights.bin", np.float32)
+    weights[1000:1200] *= 1.01
+    weights.tofile(tmp_path / "graphs/weights.bin")
+    altered = Bundle(tmp_path, demo.manifest, demo.sha256)
 
     def wrong(self: Source, shape: tuple[int, ...]) -> Source:
         fixed = made(self, shape)
         if fault == "does not open":
             return replace(fixed, graph=Graph("core", "graphs/none.onnx", self.graph.inputs, []))
-        return replace(fixed, settings=replace(fixed.settings, precision="bfloat16"))
+        return replace(fixed, bundle=altered)
 
     monkeypatch.setattr(Source, "fixed", wrong)
     x = noise(24, 24)
