@@ -171,7 +171,7 @@ def tile_lengths(length: int, halo: int, grid: int) -> Iterator[tuple[int, int]]
 
 
 def choose_tile(
-    image: Size, halo: int, grid: int, max_pixels: int, *, slack: float = 1.15
+    image: Size, halo: int, grid: int, max_pixels: int, *, slack: float = 1.05
 ) -> Size | None:
     """The tile for an image on the grid, or ``None`` if no tile has at most ``max_pixels``.
 

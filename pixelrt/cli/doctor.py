@@ -19,7 +19,15 @@ from pixelrt.runtime.load import SHIPPED, bundle_path
 from pixelrt.runtime.machine import available_memory, processor_name, usable_cpus
 
 NO_BACKEND = BackendError.exit_code
-RUNTIME = ("numpy", "Pillow", "onnxruntime", "cuda-bindings", "tensorrt", "tensorrt_rtx_cu13")
+RUNTIME = (
+    "numpy",
+    "Pillow",
+    "onnxruntime",
+    "onnxruntime-ep-openvino",
+    "cuda-bindings",
+    "tensorrt",
+    "tensorrt_rtx_cu13",
+)
 EXPORT = ("torch", "onnx", "onnxscript", "onnx-ir", "transformers", "safetensors")
 
 

@@ -66,7 +66,7 @@ def run(arguments: list[str] | None = None) -> int:
         exc.show()
         return USAGE
     except PixelrtError as exc:
-        click.echo(f"pixelrt: {exc}", err=True)
+        click.echo("\n  ".join([f"pixelrt: {exc}", *getattr(exc, "__notes__", ())]), err=True)
         return exc.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("pixelrt: interrupted; nothing half-written was left", err=True)

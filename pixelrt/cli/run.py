@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from pixelrt.bundle import open_bundle
-from pixelrt.cli.build import ensure_plan
+from pixelrt.cli.flow import Outcome, Settings, run_job, run_overlapped
 from pixelrt.cli.jobs import Job, plan_jobs
 from pixelrt.cli.options import ByteCount, PixelSize, Tile
-from pixelrt.cli.terminal import note, tile_bar
-from pixelrt.errors import InputError, OutputError, PixelrtError
+from pixelrt.cli.terminal import note
+from pixelrt.errors import OutputError, PixelrtError, UsageError
 from pixelrt.runtime.backends.select import PRECISIONS
-from pixelrt.runtime.encode import write_picture
-from pixelrt.runtime.image import Picture, read_picture
 from pixelrt.runtime.load import SHIPPED, bundle_path, load
 from pixelrt.runtime.pipelines.image import ImageModel
 from pixelrt.runtime.planning import RunOptions
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp"}
 MAX_PIXELS = 500_000_000
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What one run of the verb does with every image."""
-
-    options: RunOptions
-    resize: tuple[int, int] | None
-    quality: int
-    max_pixels: int
-    overwrite: bool
-    quiet: bool
 
 
 @click.command("run")
@@ -105,7 +88,11 @@ def command(
     Folders are searched recursively and keep their structure; outputs that exist are
     skipped unless --overwrite is given. A failed image does not stop the others.
     """
+    if build_plan and plan:
+        raise UsageError("--build and --plan do not go together", hint="leave one of them out")
     if build_plan:
+        from pixelrt.cli.build import ensure_plan
+
         ensure_plan(open_bundle(bundle_path(bundle)), shipped=bundle in SHIPPED, quiet=quiet)
     with load(bundle, backend=backend, precision=precision, plan=plan) as model:
         tag = f"x{model.scale}" if model.scale > 1 else model.manifest.name
@@ -116,68 +103,34 @@ def command(
 
 def run_jobs(model: ImageModel, jobs: list[Job], settings: Settings) -> int:
     """Run all jobs; gives the exit code. One job's error is raised, several are counted."""
-    single = len(jobs) == 1
-    failed: list[PixelrtError] = []
-    done = skipped = 0
-    for job in jobs:
+    if len(jobs) == 1:
+        (job,) = jobs
         if job.target.exists() and not settings.overwrite:
-            if single:
-                raise OutputError(f"{job.target} exists", hint="pass --overwrite to replace it")
-            skipped += 1
-            continue
-        try:
-            line = run_job(model, job, settings)
-        except (InputError, OutputError) as exc:
-            if single:
-                raise
-            note(f"pixelrt: {exc}")
-            failed.append(exc)
-            continue
-        done += 1
+            raise OutputError(f"{job.target} exists", hint="pass --overwrite to replace it")
+        _tell(run_job(model, job, settings), settings)
         if not settings.quiet:
-            click.echo(line)
+            _summarise(model, 1, 0, 0)
+        return 0
+    todo = [job for job in jobs if settings.overwrite or not job.target.exists()]
+    failed: list[PixelrtError] = []
+
+    def tell(outcome: Outcome) -> None:
+        _tell(outcome, settings)
+        failed.extend([outcome.error] if outcome.error else [])
+
+    run_overlapped(model, todo, settings, tell)
     if not settings.quiet:
-        _summarise(model, done, skipped, len(failed))
+        _summarise(model, len(todo) - len(failed), len(jobs) - len(todo), len(failed))
     return max((error.exit_code for error in failed), default=0)
 
 
-def run_job(model: ImageModel, job: Job, settings: Settings) -> str:
-    """One image from file to file; gives the line that tells of it."""
-    start = time.perf_counter()
-    picture = _resized(read_picture(job.source, max_pixels=settings.max_pixels), settings.resize)
-    with tile_bar(job.source.name, enabled=not settings.quiet) as bar:
-        result = model.run_picture(picture, settings.options, bar)
-    if not settings.quiet:
-        for text in picture.notes:
-            note(f"{job.source}: {text}")
-    job.target.parent.mkdir(parents=True, exist_ok=True)
-    notes = write_picture(
-        job.target, result, quality=settings.quality, overwrite=settings.overwrite
-    )
-    for text in notes or ():
-        note(f"{job.target}: {text}")
-    seconds = time.perf_counter() - start
-    return f"{job.source} {_size(picture)} -> {job.target} {_size(result)}  {seconds:.2f} s"
-
-
-def _resized(picture: Picture, size: tuple[int, int] | None) -> Picture:
-    """Bicubic, as the image-to-image test scripts resize."""
-    if size is None:
-        return picture
-    from PIL import Image
-
-    def to_size(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        flat = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
-        high = np.asarray(Image.fromarray(flat).resize(size, Image.Resampling.BICUBIC))
-        return high.reshape(*high.shape[:2], *pixels.shape[2:])
-
-    alpha = None if picture.alpha is None else to_size(picture.alpha)
-    return replace(picture, pixels=to_size(picture.pixels), alpha=alpha)
-
-
-def _size(picture: Picture) -> str:
-    height, width = picture.pixels.shape[:2]
-    return f"{width}x{height}"
+def _tell(outcome: Outcome, settings: Settings) -> None:
+    for text in outcome.notes:
+        note(text)
+    if outcome.error:
+        note(f"pixelrt: {outcome.error}")
+    elif not settings.quiet:
+        click.echo(outcome.line)
 
 
 def _summarise(model: ImageModel, done: int, skipped: int, failed: int) -> None:

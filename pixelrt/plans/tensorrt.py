@@ -73,6 +73,10 @@ def use_module(module: Any, flavour: Flavour) -> TensorRT:
     return TensorRT(module, flavour, version)
 
 
+KEPT = 200
+"""Messages of each kind that are kept: a process may run for months."""
+
+
 class Told:
     """What a build said: problems as they are, and the layer information."""
 
@@ -107,8 +111,10 @@ def logger_of(module: Any) -> Any:
                 told.layers = message
             elif severity in (module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR):
                 told.errors.append(message)
+                del told.errors[:-KEPT]
             elif severity == module.ILogger.WARNING:
                 told.warnings.append(message)
+                del told.warnings[:-KEPT]
 
     return Logger()
 

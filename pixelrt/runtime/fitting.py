@@ -11,6 +11,7 @@ from math import log
 from pixelrt.errors import OutOfMemoryError, UsageError
 from pixelrt.geometry import TILE_OVERHEAD, Size, TilePlan, split_axis, tile_lengths
 from pixelrt.plans.profiles import AxisRange, Profile, Shape, choose_profile, nearest_profile
+from pixelrt.runtime.tiling import BATCH_PIXELS
 
 SLACK = 1.15
 """A tile may send so many times the fewest pixels through the network, if an engine is tuned
@@ -126,7 +127,8 @@ def fit_count(shape: Shape, profiles: Sequence[Profile], need: Need, budget: int
     """
     one = Shape(1, shape.height, shape.width)
     if not profiles:
-        axis, fixed = AxisRange(1, 1, 1), False
+        several = max(1, BATCH_PIXELS // (shape.height * shape.width))
+        axis, fixed = AxisRange(1, several, several), False
     else:
         index, near = nearest_profile(profiles, one)
         if (near.height, near.width) != (one.height, one.width):

@@ -43,6 +43,19 @@ def processor_name() -> str:
     return platform.processor() or platform.machine() or "unknown processor"
 
 
+@lru_cache(maxsize=1)
+def processor_flags() -> frozenset[str]:
+    """Instruction sets in the kernel's words, e.g. ``avx2``, ``amx_bf16``; empty where it
+    does not tell (it does on Linux)."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if sys.platform == "linux" and cpuinfo.is_file():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            name, _, words = line.partition(":")
+            if name.strip().lower() in ("flags", "features"):
+                return frozenset(words.split())
+    return frozenset()
+
+
 def _meminfo(key: str) -> int:
     path = Path("/proc/meminfo")
     if not path.is_file():

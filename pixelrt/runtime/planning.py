@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
+
+from msgspec.structs import replace
 
 from pixelrt.errors import OutOfMemoryError, UsageError
 from pixelrt.geometry import Size, TilePlan, choose_tile, plan_tiles, round_up
@@ -49,9 +52,20 @@ def padded_size(size: Size, manifest: Manifest, pad: str) -> Size:
     return library_size(size, manifest.image)
 
 
+def memory_budget(options: RunOptions) -> int:
+    """Bytes that a run may take: what was asked for, or a share of what is free now."""
+    return options.max_memory or int(available_memory() * MEMORY_SHARE)
+
+
 def memory_need(manifest: Manifest, pixels: int) -> int:
     """Estimated bytes for a run of the network over ``pixels`` input pixels."""
     return manifest.memory.fixed + manifest.memory.per_pixel * pixels
+
+
+def with_memory_share(manifest: Manifest, share: float) -> Manifest:
+    """The manifest with its estimate per pixel scaled to what a backend takes of it."""
+    need = manifest.memory
+    return replace(manifest, memory=replace(need, per_pixel=ceil(need.per_pixel * share)))
 
 
 def resolve_halo(halo: str | int, manifest: Manifest) -> int:
@@ -77,7 +91,7 @@ def plan_image(size: Size, manifest: Manifest, options: RunOptions) -> TilePlan:
     where a network with whole-image statistics would need more than there is.
     """
     image = padded_size(size, manifest, options.pad)
-    budget = options.max_memory or int(available_memory() * MEMORY_SHARE)
+    budget = memory_budget(options)
     if manifest.receptive_field.halo is None:
         return _whole(image, manifest, options, budget)
     if options.tile == "off":

@@ -24,6 +24,9 @@ from pixelrt.runtime.resources import DeviceBuffer, Stream
 ALIGNMENT = 256
 """Of the memory that a context works in (``IExecutionContext.set_device_memory``)."""
 
+REMEMBERED = 4096
+"""Shapes whose working memory is not asked for again."""
+
 MEMORY_WORDS = ("out of memory", "outofmemory", "allocation failed", "memory allocation")
 
 
@@ -78,6 +81,8 @@ class TensorRTEngine:
 
     def work_bytes(self, shape: Shape) -> int:
         if shape not in self._sizes:
+            if len(self._sizes) >= REMEMBERED:
+                self._sizes.clear()
             profile = choose_profile(self.profiles, shape)
             with letting_go():
                 if profile not in self._probes:

@@ -183,6 +183,12 @@ def known_failure(bundle: Bundle, info: BackendInfo, role: GraphRole) -> str:
     return known.words if known and not known.passed else ""
 
 
+def verified_before(bundle: Bundle, info: BackendInfo, role: GraphRole) -> bool:
+    """Whether this graph passed in this way on this machine."""
+    known = _read_verdict(bundle, info, role)
+    return known is not None and known.passed
+
+
 @dataclass(frozen=True)
 class _Verdict:
     words: str

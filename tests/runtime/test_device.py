@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,23 @@ from pixelrt.geometry import Size, plan_tiles
 from pixelrt.plans.profiles import Shape
 from pixelrt.runtime.device import FLOWS, DeviceSession
 from pixelrt.runtime.fitting import Batch, DevicePlan
-from pixelrt.runtime.lanes import CAPACITY
-from pixelrt.runtime.memory import PageableMemoryWarning
+from pixelrt.runtime.lanes import CAPACITY, EngineLane
+from pixelrt.runtime.memory import Arena, PageableMemoryWarning
+from pixelrt.runtime.resources import DeviceBuffer, Stream, settled
 from pixelrt.runtime.stages import Maps
 from pixelrt.runtime.tiling import run_plan
+from pixelrt.runtime.work import WorkMemory
 from tests.runtime.fake_cuda import FakeCuda, Hazard
-from tests.runtime.fake_tensorrt import Array
-from tests.runtime.plan_cases import blurred, core, core_net, image_net, session_of
+from tests.runtime.fake_tensorrt import Array, FakeTensorRT
+from tests.runtime.plan_cases import (
+    FUNCTIONS,
+    blurred,
+    core,
+    core_net,
+    engine_of,
+    image_net,
+    session_of,
+)
 
 ANY = "1x1x1,1x16x16,4x64x64"
 
@@ -264,8 +276,6 @@ def test_lanes_work_beside_each_other_where_there_is_memory_for_two() -> None:
 
 def test_two_lanes_in_one_part_without_its_order_are_seen() -> None:
     """The fake finds what the arena's event is there for."""
-    from pixelrt.runtime.memory import Arena
-
     cuda = FakeCuda(memory=19_000)
     session, _ = session_of(cuda, image_net("blurred", ANY), graphs=False)
     plan = DevicePlan(plan_tiles(Size(16, 16), Size(10, 10), 1), Batch(1), streams=2)
@@ -285,6 +295,7 @@ def test_flows_of_other_shapes_go_when_there_are_many_or_memory_is_short() -> No
                 session.infer({"image": images})["result"], blurred(images)
             )
             assert len(session._flows) <= FLOWS
+            assert len(session._lanes[0]) <= FLOWS, "what is bound goes with its buffers"
         assert all(len(lane) <= CAPACITY for lane in session._lanes)
         held = cuda.used("device")
         assert session.free_memory() > cuda.memory - held
@@ -392,4 +403,61 @@ def test_an_error_in_the_middle_is_not_hidden_by_the_release() -> None:
         session.infer({"image": picture(8, 8)})
     assert any("while releasing" in note for note in caught.value.__notes__)
     cuda.finish()
+    cuda.assert_clean()
+
+
+# --- a lane by itself -----------------------------------------------------------------------
+
+
+@contextmanager
+def lane_of(cuda: FakeCuda) -> Iterator[tuple[EngineLane, WorkMemory, FakeTensorRT]]:
+    world = FakeTensorRT(cuda, FUNCTIONS)
+    engine = engine_of(world, image_net("blurred", ANY))
+    with ExitStack() as stack:
+        stack.callback(engine.close)
+        work = stack.enter_context(WorkMemory(cuda))
+        stream = stack.enter_context(Stream(cuda))
+        lane = stack.enter_context(EngineLane(cuda, engine, stream, work, 0, graphs=True))
+        yield lane, work, world
+
+
+def test_a_graph_is_not_replayed_once_the_memory_behind_it_moved() -> None:
+    cuda = FakeCuda()
+    images = picture(8, 8)
+    with ExitStack() as stack:
+        lane, work, world = stack.enter_context(lane_of(cuda))
+        source = stack.enter_context(DeviceBuffer(cuda, images.size))
+        result = stack.enter_context(DeviceBuffer(cuda, 4 * images.size))
+        back = np.empty(4 * images.size, np.uint8)
+        stack.enter_context(settled(lane.stream))
+        lane.stream.copy_in(source, images.ctypes.data, images.size)
+        for size, runs in ((40 * 64, 4), (40 * 640, 3)):
+            work.share(1, size)
+            executed = len(world.executed)
+            for _ in range(runs):
+                lane.stream.fill(result)
+                lane(lane.stream, source, result, images.shape)
+            assert len(world.executed) == executed + 2, "once plainly, once recorded"
+            lane.stream.copy_out(back.ctypes.data, result, back.size)
+            np.testing.assert_array_equal(back, blurred(images).reshape(-1))
+        assert lane.recorded == 2
+    cuda.assert_clean()
+
+
+def test_what_is_dropped_is_done_before() -> None:
+    """More addresses than a lane keeps, with nothing that waits in between."""
+    cuda = FakeCuda()
+    images = picture(8, 8)
+    with ExitStack() as stack:
+        lane, work, _ = stack.enter_context(lane_of(cuda))
+        work.share(1, 40 * 64)
+        source = stack.enter_context(DeviceBuffer(cuda, images.size))
+        results = [
+            stack.enter_context(DeviceBuffer(cuda, 4 * images.size)) for _ in range(CAPACITY + 3)
+        ]
+        stack.enter_context(settled(lane.stream))
+        lane.stream.fill(source)
+        for result in results:
+            lane(lane.stream, source, result, images.shape)
+        assert len(lane) == CAPACITY
     cuda.assert_clean()

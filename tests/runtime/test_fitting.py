@@ -151,7 +151,8 @@ def test_batches() -> None:
     assert fit_count(Shape(3, 8, 8), several, pixels, LARGE) == Batch(3)
     assert fit_count(Shape(100, 8, 8), several, pixels, 10 * 64 * 2) == Batch(2)
     assert fit_count(Shape(1, 8, 8), (parse_profile("4x8x8"),), pixels, LARGE) == Batch(4, True)
-    assert fit_count(Shape(9, 8, 8), (), pixels, LARGE) == Batch(1)
+    assert fit_count(Shape(9, 8, 8), (), pixels, LARGE) == Batch(9), "small tiles go together"
+    assert fit_count(Shape(9, 96, 97), (), pixels, LARGE) == Batch(1)
     with pytest.raises(UsageError, match="outside every profile"):
         fit_batch(several, Shape(1, 9, 8))
     assert fit_batch((), Shape(5, 8, 8)) == Batch(5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from pixelrt.bundle import Bundle
 from pixelrt.errors import BackendError, FidelityError, ImageError, OutOfMemoryError, UsageError
+from pixelrt.runtime.backends.base import Offer
 from pixelrt.runtime.backends.fake import FakeBackend
 from pixelrt.runtime.pipelines.image import ImageModel
 from pixelrt.runtime.pipelines.planes import luma
@@ -140,6 +142,22 @@ def test_too_little_memory_says_what_is_needed(tmp_path: Path, photo: Any) -> No
     plan = model(bundle).plan(300, 451, max_memory=10_000_000)
     assert plan.tile.pixels * 1000 <= 10_000_000
     assert len(plan) > 1
+
+
+def test_a_backend_that_takes_less_memory_gets_larger_tiles(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "m.pixelrt", field=ReceptiveField(1, 20, {}), per_pixel=1000)
+
+    def tile(share: float) -> int:
+        backend = fake()
+        (offer,) = backend.offers(bundle, "image")
+        less = replace(offer.info, memory_share=share)
+        backend.offers = lambda *_: (  # type: ignore[method-assign]
+            Offer(less, lambda: backend._open(bundle, "image", less)),
+        )
+        return model(bundle, backend).plan(300, 451, max_memory=20_000_000).tile.pixels
+
+    assert tile(0.5) * 500 <= 20_000_000 < tile(0.5) * 1000
+    assert tile(1.0) * 1000 <= 20_000_000
 
 
 def test_whole_image_statistics_are_never_tiled(tmp_path: Path, photo: Any) -> None:

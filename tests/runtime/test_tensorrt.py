@@ -31,6 +31,7 @@ from pixelrt.runtime.backends.fake import FakeBackend
 from pixelrt.runtime.backends.onnxruntime import OnnxRuntimeCpu
 from pixelrt.runtime.backends.select import BACKENDS, open_session
 from pixelrt.runtime.backends.tensorrt import TensorRTBackend
+from pixelrt.runtime.cuda import RealCuda
 from pixelrt.runtime.load import backend_of_plan, load
 from pixelrt.runtime.memory import PageableMemoryWarning
 from pixelrt.runtime.pipelines.image import ImageModel
@@ -39,6 +40,7 @@ from tests.bundles import image_spec, nearest, write_bundle
 from tests.runtime.fake_cuda import FakeCuda
 from tests.runtime.fake_tensorrt import Array, digest
 from tests.runtime.plan_cases import FUNCTIONS, GPU, Desk, core_net, image_net
+from tests.runtime.test_cuda import Api
 
 DYNAMIC = "1x8x8,2x24x24,4x64x64"
 
@@ -244,10 +246,10 @@ DAMAGE: dict[str, tuple[Spoil, str]] = {
     ),
     "missing facts": (lambda p: p.with_name(p.name + ".json").unlink(), "cannot be used as a plan"),
     "an altered sample": (
-        lambda p: flip(p.with_name(f"{p.name}.sample.npz"), 40),
+        lambda p: flip(p.with_name("net.plan.sample.npz"), 40),
         "sample.npz was altered",
     ),
-    "a missing sample": (lambda p: p.with_name(f"{p.name}.sample.npz").unlink(), "sample.npz"),
+    "a missing sample": (lambda p: p.with_name("net.plan.sample.npz").unlink(), "sample.npz"),
     "a writable plan": (lambda p: p.chmod(0o666), "no file of ours"),
 }
 
@@ -431,7 +433,7 @@ def test_weights_of_a_stripped_plan_come_from_its_graph(desk: Desk, right: bool)
         entry = msgspec.structs.replace(
             facts.files["graph.bin"], sha256=digest(other), bytes=len(other)
         )
-        path.with_name(f"{path.name}.graph.bin").write_bytes(other)
+        path.with_name("net.plan.graph.bin").write_bytes(other)
         sealed(path, msgspec.structs.replace(facts, files={**facts.files, "graph.bin": entry}))
         with pytest.raises(InputError, match=r"weights of graph\.onnx do not fit") as caught:
             model(desk, backend="tensorrt").session()
@@ -455,8 +457,8 @@ def test_a_plan_of_the_users_is_the_only_one(desk: Desk, tmp_path: Path) -> None
     desk.build(image_net("image", DYNAMIC), name="two", precision="float32")
     away = tmp_path / "away"
     shutil.copytree(path.parent, away)
-    for file in away.glob("one.plan*"):
-        file.rename(away / f"renamed.plan{file.name.removeprefix('one.plan')}")
+    for file in list(away.iterdir()):
+        file.rename(away / file.name.replace("one.plan", "renamed.plan"))
     plan = plan_at(away / "renamed.plan")
     with ImageModel(desk.bundle, backends=(desk.backend(plan),)) as one:
         assert one.info.engine == plan.facts.sha256[:12]
@@ -577,4 +579,71 @@ def test_a_lost_device_is_told_and_a_new_model_is_not_needed_to_close(desk: Desk
         one.close()
     one.close()
     desk.cuda.finish()
+    desk.cuda.assert_clean()
+
+
+def test_cudas_words_for_a_lost_device_reach_the_user(desk: Desk) -> None:
+    """The message that the real layer makes of NVIDIA's code 719."""
+    desk.build(image_net("image", DYNAMIC))
+    real = RealCuda(api=Api({"cudaStreamSynchronize": 719}))
+
+    class Dying(FakeCuda):
+        def _failure(self, name: str) -> BackendError:
+            with pytest.raises(BackendError) as caught:
+                real.stream_synchronize(11)
+            return caught.value
+
+    desk.cuda = Dying()
+    desk.__post_init__()
+    with model(desk) as one:
+        one(picture(60, 40))
+        desk.cuda.fail_call, desk.cuda.lose_device = "copy", True
+        with pytest.raises(BackendError, match="unspecified launch failure") as caught:
+            one(picture(60, 40))
+        assert "the GPU is lost to this process" in caught.value.hint
+        with pytest.raises(BackendError):
+            one.close()
+    desk.cuda.finish()
+    desk.cuda.assert_clean()
+
+
+@pytest.mark.parametrize(
+    ("codes", "driver", "words"),
+    [
+        ({"cudaGetDeviceCount": 35}, 0, "no NVIDIA driver is installed"),
+        ({"cudaGetDeviceCount": 35}, 12040, "the driver is for CUDA 12.4; update it"),
+        ({"cudaGetDeviceCount": 100}, 13000, "no GPU is visible"),
+        ({"cudaSetDevice": 46}, 13000, "another process holds the GPU in exclusive mode"),
+    ],
+)
+def test_drivers_and_second_processes(
+    desk: Desk, codes: dict[str, int], driver: int, words: str
+) -> None:
+    desk.build(image_net("image", DYNAMIC))
+    machine = replace(desk.machine, cuda=lambda: RealCuda(api=Api(codes, driver)))
+    backend = TensorRTBackend("tensorrt", machine=machine)
+    with ImageModel(desk.bundle, backends=(backend, host())) as one:
+        assert one(picture(20, 20)).shape == (40, 40, 3)
+        assert words in str(one.passed_over[0])
+    with pytest.raises(BackendError) as caught:
+        ImageModel(desk.bundle, backend="tensorrt", backends=(backend,))(picture(20, 20))
+    assert words in caught.value.found
+
+
+def test_one_graphs_buffers_make_room_for_the_others(desk: Desk) -> None:
+    """The device holds what either graph needs for this image, but not both."""
+    desk.build(image_net("image", DYNAMIC, work_per_pixel=100))
+    desk.build(core_net("core", DYNAMIC, work_per_pixel=100), "core", name="core")
+    with model(desk) as one:
+        for role in ("image", "core"):
+            session = one.session(role)  # type: ignore[arg-type]
+            assert isinstance(session, TileSession)
+            session.trim()
+        pixels = 64 * 64
+        buffers = 2 * (3 + 12) * 4 * pixels
+        desk.cuda.memory = desk.cuda.used("device") + int((100 * pixels + buffers) * 1.13)
+        for dtype in ("uint8", "float32", "uint8", "uint16"):
+            array = picture(64, 64, dtype)
+            result = one(array, tile="off")
+            np.testing.assert_array_equal(result, nearest(2)(array[None])[0])
     desk.cuda.assert_clean()

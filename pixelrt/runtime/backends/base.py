@@ -34,6 +34,8 @@ class BackendInfo:
     """The arithmetic of the products: ``float32``, ``float16``, ``bfloat16``."""
     engine: str = ""
     """What is executed in place of the graph itself: a plan's digest, a compiled variant."""
+    memory_share: float = 1.0
+    """Of the manifest's estimate, which was measured with plain onnxruntime: what a run takes."""
 
     def __str__(self) -> str:
         return f"{self.name} {self.version} ({self.precision}, {self.device})"

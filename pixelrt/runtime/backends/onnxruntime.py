@@ -71,14 +71,7 @@ class OnnxRuntimeSession:
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         if self._session is None:
             raise BackendError("this session is closed")
-        names = [spec.name for spec in self.outputs]
-        try:
-            results = self._session.run(names, dict(feeds))
-        except MemoryError as exc:
-            raise OutOfMemoryError("onnxruntime ran out of memory") from exc
-        except Exception as exc:
-            raise _run_error(exc, feeds) from exc
-        return dict(zip(names, results, strict=True))
+        return run_ort(self._session, self.outputs, feeds)
 
     def close(self) -> None:
         self._session = None
@@ -88,6 +81,23 @@ class OnnxRuntimeSession:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def run_ort(
+    session: onnxruntime.InferenceSession,
+    outputs: tuple[TensorSpec, ...],
+    feeds: Mapping[str, Array],
+) -> dict[str, Array]:
+    """Run an onnxruntime session; its failures become those of ``Session.infer``."""
+    names = [spec.name for spec in outputs]
+    try:
+        results = session.run(names, dict(feeds))
+    except MemoryError as exc:
+        raise OutOfMemoryError("onnxruntime ran out of memory") from exc
+    # onnxruntime's exceptions share no base class below Exception
+    except Exception as exc:
+        raise _run_error(exc, feeds) from exc
+    return dict(zip(names, results, strict=True))
 
 
 def _options(threads: int) -> onnxruntime.SessionOptions:

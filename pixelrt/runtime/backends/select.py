@@ -9,12 +9,15 @@ from pixelrt.errors import BackendError, FidelityError, InputError, PixelrtError
 from pixelrt.manifest import GraphRole
 from pixelrt.runtime.backends.base import Backend, Offer, Session
 from pixelrt.runtime.backends.onnxruntime import INSTALL_HINT, OnnxRuntimeCpu
+from pixelrt.runtime.backends.openvino import OnnxRuntimeOpenVino
 from pixelrt.runtime.backends.tensorrt import TensorRTBackend
+from pixelrt.runtime.resources import release_quietly
 from pixelrt.runtime.verify import known_failure, require_verified
 
 BACKENDS: tuple[Backend, ...] = (
     TensorRTBackend("tensorrt"),
     TensorRTBackend("tensorrt-rtx"),
+    OnnxRuntimeOpenVino(),
     OnnxRuntimeCpu(),
 )
 """In the order in which ``auto`` tries them."""
@@ -134,8 +137,8 @@ def _open(bundle: Bundle, role: GraphRole, offer: Offer, *, verify: bool) -> tup
     session = offer.open()
     try:
         return session, require_verified(bundle, session, role) if verify else NOT_VERIFIED
-    except BaseException:
-        session.close()
+    except BaseException as exc:
+        release_quietly(session.close, exc)
         raise
 
 
@@ -143,6 +146,8 @@ NOT_VERIFIED = "not verified, as asked"
 
 
 def _label(offer: Offer) -> str:
+    if offer.refused:
+        return offer.info.name
     engine = f" {offer.info.engine}" if offer.info.engine else ""
     return f"{offer.info.name} {offer.info.precision}{engine}"
 

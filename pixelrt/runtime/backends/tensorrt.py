@@ -16,7 +16,6 @@ from pixelrt.plans.tensorrt import HINTS, MODULES, TensorRT, load_tensorrt
 from pixelrt.runtime.backends.base import BackendInfo, Offer, Session
 from pixelrt.runtime.cuda import Cuda, RealCuda
 from pixelrt.runtime.device import DeviceSession
-from pixelrt.runtime.resources import release_quietly
 from pixelrt.runtime.trt_loading import load_plan
 
 DIGITS = 12
@@ -110,12 +109,7 @@ class TensorRTBackend:
 
     def _open(self, trt: TensorRT, plan: StoredPlan, info: BackendInfo) -> Session:
         cuda = self._machine.cuda()
-        engine = load_plan(trt, cuda, plan, info)
-        try:
-            return DeviceSession(cuda, engine, graphs=self._graphs)
-        except BaseException as exc:
-            release_quietly(engine.close, exc)
-            raise
+        return DeviceSession(cuda, load_plan(trt, cuda, plan, info), graphs=self._graphs)
 
     def _info(self, precision: str, sha256: str, trt: TensorRT, here: Target) -> BackendInfo:
         return BackendInfo(self.name, trt.version, here.gpu, precision, sha256[:DIGITS])

@@ -20,7 +20,7 @@ from pixelrt.runtime.backends.select import BACKENDS, Choice, PassedOver, open_s
 from pixelrt.runtime.device_planning import device_budget, device_planner
 from pixelrt.runtime.fitting import DevicePlan
 from pixelrt.runtime.pipelines.planes import Route, route_planes
-from pixelrt.runtime.planning import RunOptions, plan_image
+from pixelrt.runtime.planning import RunOptions, plan_image, with_memory_share
 from pixelrt.runtime.replan import run_with_replan
 from pixelrt.runtime.resources import release_quietly
 from pixelrt.runtime.stages import Maps
@@ -141,7 +141,7 @@ class ImageModel:
         """
         size, chosen, session = Size(height, width), run_options(options), self.session()
         if not isinstance(session, TileSession):
-            return plan_image(size, self.manifest, chosen)
+            return self._plan(size, session, chosen)
         planner = device_planner(size, 1, self.manifest, chosen, session)
         return planner(device_budget(session, chosen)).tiles
 
@@ -199,10 +199,15 @@ class ImageModel:
         if isinstance(session, TileSession):
             self._run_on_device(session, size, route, both, options, progress)
         else:
-            plan = plan_image(size, self.manifest, options)
+            plan = self._plan(size, session, options)
             infer = partial(_infer, session, role, both)
             padded = pad_image(route.image, plan.image, self.manifest.image.pad_mode)
             run_plan(infer, padded, plan, route.out, scale=self.scale, progress=progress)
+
+    def _plan(self, size: Size, session: Session, options: RunOptions) -> TilePlan:
+        return plan_image(
+            size, with_memory_share(self.manifest, session.info.memory_share), options
+        )
 
     def _run_on_device(
         self,
@@ -214,6 +219,7 @@ class ImageModel:
         progress: Progress | None,
     ) -> None:
         """The whole image on a device, again with smaller tiles where its memory is short."""
+        self._trim(session)
 
         def run(plan: DevicePlan) -> None:
             padded = pad_image(route.image, plan.tiles.image, self.manifest.image.pad_mode)
@@ -226,8 +232,18 @@ class ImageModel:
             run,
             device_budget(session, options),
             release=session.trim,
-            report=self._replans.append,
+            report=self._tell,
         )
+
+    def _trim(self, session: Session) -> None:
+        """What the other graph's session keeps is memory for this one."""
+        for other in self._sessions.values():
+            if other is not session and isinstance(other, TileSession):
+                other.trim()
+
+    def _tell(self, words: str) -> None:
+        if words not in self._replans:
+            self._replans.append(words)
 
     def _run_alpha(self, alpha: Array, options: RunOptions) -> Array:
         if self.scale == 1:

@@ -1,0 +1,452 @@
+"""OpenVINO through onnxruntime: what is offered, what really runs, and what is kept."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from pixelrt.bundle import Bundle, open_bundle
+from pixelrt.cache import cache_folder
+from pixelrt.errors import BackendError
+from pixelrt.manifest import Graph
+from pixelrt.plans.cache import PlanCache
+from pixelrt.plans.seal import Artefact
+from pixelrt.runtime.backends import openvino_cache, openvino_plugin, openvino_session
+from pixelrt.runtime.backends.openvino import OnnxRuntimeOpenVino, precisions
+from pixelrt.runtime.backends.openvino_plugin import Settings, load_plugin
+from pixelrt.runtime.backends.openvino_session import OpenVinoSession, open_openvino
+from pixelrt.runtime.backends.openvino_source import Source
+from pixelrt.runtime.backends.select import BACKENDS, Choice, open_session
+from pixelrt.runtime.load import bundle_path, load
+
+OPENVINO = (OnnxRuntimeOpenVino(threads=2),)
+
+
+@pytest.fixture
+def demo() -> Bundle:
+    return open_bundle(bundle_path("demo"))
+
+
+def source(bundle: Bundle, precision: str = "float32", role: Any = "core") -> Source:
+    graph = bundle.component.graph(role)
+    return Source(bundle, graph, load_plugin(), Settings(precision, threads=2))
+
+
+def noise(height: int, width: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).random((1, 3, height, width), np.float32)
+
+
+# --- what is offered ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "flags", "expected"),
+    [
+        ("FP32 BF16", "avx2", "float32 bfloat16"),
+        ("FP32 BF16", "avx512f avx512_bf16", "bfloat16 float32"),
+        ("FP32 BF16 FP16", "avx512_fp16 amx_bf16", "bfloat16 float32 float16"),
+        ("FP32 BF16 FP16", "avx512_fp16 amx_bf16 amx_fp16", "float16 bfloat16 float32"),
+        ("FP32 BF16 FP16", "", "float32 float16 bfloat16"),
+        ("FP32", "avx512_bf16 amx_fp16", "float32"),
+    ],
+)
+def test_what_the_processor_multiplies_goes_first(
+    capabilities: str, flags: str, expected: str
+) -> None:
+    found = precisions(frozenset(capabilities.split()), frozenset(flags.split()))
+    assert " ".join(found) == expected
+
+
+def test_auto_takes_openvino_before_plain_onnxruntime(demo: Bundle) -> None:
+    assert [backend.name for backend in BACKENDS][-2:] == [
+        "onnxruntime-openvino",
+        "onnxruntime-cpu",
+    ]
+    opened = open_session(demo, "image", Choice(), BACKENDS[-2:])
+    with opened.session as session:
+        assert session.info.name == "onnxruntime-openvino"
+        assert "verified now" in opened.verdict
+
+
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [
+        ("onnxruntime", "onnxruntime is not installed"),
+        (openvino_plugin.PACKAGE, "onnxruntime-ep-openvino is not installed"),
+    ],
+)
+def test_a_missing_package_is_named(
+    package: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = openvino_plugin.importlib.util.find_spec
+    monkeypatch.setattr(
+        openvino_plugin.importlib.util,
+        "find_spec",
+        lambda name: None if name == package else find(name),
+    )
+    reason = OnnxRuntimeOpenVino().missing()
+    assert words in reason
+    assert "pip install 'pixelrt[cpu]'" in reason
+
+
+def test_a_library_that_does_not_load(
+    demo: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "plugin.so"
+    broken.write_bytes(b"\x7fELF and no more")
+    package = openvino_plugin.importlib.import_module(openvino_plugin.PACKAGE)
+    monkeypatch.setattr(package, "get_library_path", lambda: str(broken))
+    monkeypatch.setattr(openvino_plugin, "_cpu_device", lambda: None)
+    with pytest.raises(BackendError, match="does not load") as caught:
+        OnnxRuntimeOpenVino().offers(demo, "core")
+    assert "plugin.so" in str(caught.value)
+
+
+def test_an_old_onnxruntime_is_named() -> None:
+    with pytest.raises(BackendError, match="too old") as caught:
+        openvino_plugin._check_version("1.23.2")
+    assert "1.24" in str(caught.value)
+    openvino_plugin._check_version("1.24.0")
+
+
+def test_a_plugin_that_is_registered_already_is_used() -> None:
+    """A program that registered it itself, and threads that all come first."""
+    script = (
+        "import sys\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "import onnxruntime as ort, onnxruntime_ep_openvino as package\n"
+        "if sys.argv[1] == 'before':\n"
+        "    ort.register_execution_provider_library('mine', package.get_library_path())\n"
+        "from pixelrt.runtime.backends.openvino_plugin import load_plugin\n"
+        "with ThreadPoolExecutor(8) as pool:\n"
+        "    plugins = list(pool.map(lambda _: load_plugin(), range(8)))\n"
+        "names = [device.ep_name for device in ort.get_ep_devices()]\n"
+        "print(names.count('OpenVINOExecutionProvider'), len({p.version for p in plugins}))\n"
+    )
+    for when in ("before", "after"):
+        command = [sys.executable, "-c", script, when]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["1", "1"]
+
+
+# --- what really runs -----------------------------------------------------------------
+
+
+def test_openvino_computes_every_node(demo: Bundle) -> None:
+    session = source(demo).open()
+    parts = session.get_provider_graph_assignment_info()
+    assert {part.ep_name for part in parts} == {"OpenVINOExecutionProvider"}
+
+
+def test_a_graph_that_openvino_cannot_take_whole_is_refused(tmp_path: Path, demo: Bundle) -> None:
+    """``Det`` has kernels in onnxruntime and none in OpenVINO."""
+    made = unsupported(tmp_path, demo)
+    with pytest.raises(BackendError, match="could not load"):
+        made.open()
+    assert "Det" in (tmp_path / "graphs" / "core.onnx").read_bytes().decode("latin-1")
+
+
+def unsupported(folder: Path, like: Bundle) -> Source:
+    (folder / "graphs").mkdir()
+    image = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["N", 3, "H", "W"])
+    result = helper.make_tensor_value_info("output", TensorProto.FLOAT, None)
+    nodes = [
+        helper.make_node("Relu", ["pixels"], ["r"]),
+        helper.make_node("Det", ["r"], ["output"]),
+    ]
+    graph = helper.make_graph(nodes, "g", [image], [result])
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(
+        helper.make_model(graph, opset_imports=opset, ir_version=9), folder / "graphs/core.onnx"
+    )
+    core = like.component.graph("core")
+    fake = Bundle(folder, like.manifest, like.sha256)
+    return Source(fake, replace_data(core), load_plugin(), Settings("float32", 2))
+
+
+def replace_data(graph: Graph) -> Graph:
+    return Graph(graph.role, "graphs/core.onnx", graph.inputs, graph.outputs, [])
+
+
+def test_what_claims_to_be_low_and_is_full_is_refused(demo: Bundle) -> None:
+    """OpenVINO takes the precision as a hint: here it is compiled as float32."""
+    full = source(demo, "float32")
+    for role in ("core", "image"):
+        made = replace(full, graph=demo.component.graph(role))  # type: ignore[arg-type]
+        info = OPENVINO[0].offers(demo, "core")[0].info
+        with pytest.raises(BackendError, match="does not compute in bfloat16"):
+            open_openvino(made, replace(info, precision="bfloat16"))
+
+
+def test_lower_precisions_differ_from_full(demo: Bundle) -> None:
+    """Each precision that this processor offers gives other values than float32."""
+    x = noise(32, 32)
+    full = run(source(demo), x)
+    for offer in OPENVINO[0].offers(demo, "core"):
+        with offer.open() as session:
+            values = session.infer({session.inputs[0].name: x})[session.outputs[0].name]
+        error = float(np.abs(values - full).max())
+        assert (error == 0) == (offer.info.precision == "float32")
+        assert error < 0.05
+
+
+def test_shapes_and_threads(demo: Bundle) -> None:
+    """Four threads through one session at three sizes give what one thread gives."""
+    with open_session(demo, "core", Choice(precision="float32"), OPENVINO).session as session:
+        name, out = session.inputs[0].name, session.outputs[0].name
+        images = [noise(16 + 8 * (k % 3), 24, k) for k in range(12)]
+        alone = [session.infer({name: image})[out] for image in images]
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(lambda image: session.infer({name: image})[out], images))
+        for one, other in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(one, other)
+        with pytest.raises(BackendError, match=r"\(1, 4, 8, 8\)"):
+            session.infer({name: np.zeros((1, 4, 8, 8), np.float32)})
+    with pytest.raises(BackendError, match="closed"):
+        session.infer({name: images[0]})
+
+
+def test_too_little_memory_is_called_so(tmp_path: Path) -> None:
+    """A limit on the address space stands in for a small machine."""
+    script = (
+        "import resource\n"
+        "from pathlib import Path\n"
+        "import numpy as np, pixelrt\n"
+        "from pixelrt.errors import OutOfMemoryError\n"
+        "model = pixelrt.load('demo', backend='onnxruntime-openvino')\n"
+        "model(np.zeros((32, 32, 3), np.uint8))\n"
+        "size = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (size + 200 * 2**20,) * 2)\n"
+        "try:\n"
+        "    model(np.zeros((2000, 2000, 3), np.uint8), tile='off')\n"
+        "except OutOfMemoryError as error:\n"
+        "    print('told:', error.message)\n"
+        "model(np.zeros((32, 32, 3), np.uint8))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "told: " in done.stdout
+    assert "2000, 2000" in done.stdout
+
+
+# --- one shape ------------------------------------------------------------------------
+
+
+def full_session(bundle: Bundle) -> OpenVinoSession:
+    (full,) = (o for o in OPENVINO[0].offers(bundle, "core") if o.info.precision == "float32")
+    session = full.open()
+    assert isinstance(session, OpenVinoSession)
+    return session
+
+
+def infer(session: OpenVinoSession, x: Any) -> Any:
+    return session.infer({session.inputs[0].name: x})[session.outputs[0].name]
+
+
+@pytest.fixture
+def shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Compiling for one shape pays at once; gives the shapes that graphs were opened for."""
+    monkeypatch.setattr(openvino_session, "FIXED_GAIN", float("inf"))
+    opened: list[tuple[int, ...]] = []
+    open_source = Source.open
+
+    def seen(self: Source) -> Any:
+        opened.append(self.settings.shape)
+        return open_source(self)
+
+    monkeypatch.setattr(Source, "open", seen)
+    return opened
+
+
+def test_one_shape_is_compiled_for_once_it_pays(
+    demo: Bundle, shapes: list[tuple[int, ...]]
+) -> None:
+    wide, high = noise(16, 40), noise(40, 16)
+    with full_session(demo) as session:
+        values = [infer(session, wide) for _ in range(3)]
+        assert shapes == [(), wide.shape]
+        assert session._session is not None
+        assert tuple(session._session.get_inputs()[0].shape) == wide.shape
+        for one in values[1:]:
+            np.testing.assert_allclose(one, values[0], atol=1e-5)
+        np.testing.assert_allclose(infer(session, high), run(source(demo), high), atol=1e-5)
+        del shapes[-1]  # that of the line above
+        assert shapes == [(), wide.shape, (), high.shape]
+        assert len(blobs()) == 1
+
+
+def test_a_shape_is_not_compiled_for_before_it_pays(
+    demo: Bundle, shapes: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_session, "FIXED_GAIN", 1e-6)
+    with full_session(demo) as session:
+        for _ in range(5):
+            infer(session, noise(16, 16))
+    assert shapes == [()]
+
+
+def test_difference_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = noise(30, 41), noise(30, 41, 1)
+    whole = openvino_session.difference(one, other)
+    error = np.abs(one - other)
+    np.testing.assert_allclose(whole, (error.max(), np.square(error).mean()), rtol=1e-5)
+    monkeypatch.setattr(openvino_session, "BLOCK", 100)
+    np.testing.assert_allclose(openvino_session.difference(one, other), whole, rtol=1e-5)
+    other[0, 0, 29, 40] = np.nan
+    assert openvino_session.difference(one, other)[0] == float("inf")
+    levels = np.zeros((1, 2, 2, 3), np.uint8)
+    assert openvino_session.difference(levels, levels + np.uint8(255)) == (255.0, 255.0**2)
+
+
+@pytest.mark.parametrize("fault", ["other results", "does not open"])
+def test_one_for_a_shape_that_differs_is_not_taken(
+    demo: Bundle, shapes: list[tuple[int, ...]], fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph for one shape that computes in bfloat16 in place of float32, and none at all."""
+    made = Source.fixed
+
+    def wrong(self: Source, shape: tuple[int, ...]) -> Source:
+        fixed = made(self, shape)
+        if fault == "does not open":
+            return replace(fixed, graph=Graph("core", "graphs/none.onnx", self.graph.inputs, []))
+        return replace(fixed, settings=replace(fixed.settings, precision="bfloat16"))
+
+    monkeypatch.setattr(Source, "fixed", wrong)
+    x = noise(24, 24)
+    with full_session(demo) as session:
+        right = infer(session, x)
+        for _ in range(3):
+            np.testing.assert_array_equal(infer(session, x), right)
+    assert shapes == [(), x.shape, ()]
+
+
+# --- what is kept ---------------------------------------------------------------------
+
+
+def run(made: Source, x: Any) -> Any:
+    session = made.open()
+    return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+def blobs() -> list[Path]:
+    return sorted((cache_folder() / "openvino" / "entries").glob("*/artefact"))
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each time that a graph is compiled for the cache."""
+    calls: list[int] = []
+    compile_graph = Source._compile
+
+    def counted(self: Source) -> bytes:
+        calls.append(1)
+        return compile_graph(self)
+
+    monkeypatch.setattr(Source, "_compile", counted)
+    return calls
+
+
+def test_a_compiled_graph_is_kept_and_used(demo: Bundle, compiled: list[int]) -> None:
+    x = noise(24, 40)
+    first, second = run(source(demo), x), run(source(demo), x)
+    np.testing.assert_array_equal(first, second)
+    assert len(compiled) == len(blobs()) == 1
+    run(source(demo, role="image"), np.zeros((1, 8, 8, 3), np.uint8))
+    assert len(compiled) == len(blobs()) == 2
+
+
+def damage_flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 4
+    path.write_bytes(raw)
+
+
+def damage_cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+@pytest.mark.parametrize("damage", [damage_flip, damage_cut, Path.unlink])
+def test_a_damaged_one_is_compiled_again(
+    demo: Bundle, compiled: list[int], damage: Callable[[Path], None]
+) -> None:
+    x = noise(24, 40)
+    right = run(source(demo), x)
+    damage(blobs()[0])
+    np.testing.assert_array_equal(run(source(demo), x), right)
+    assert len(compiled) == 2
+    run(source(demo), x)
+    assert len(compiled) == 2
+
+
+def test_one_that_openvino_refuses_gives_way_to_the_graph(demo: Bundle) -> None:
+    x = noise(24, 40)
+    right = run(source(demo), x)
+    cache = PlanCache(cache_folder() / "openvino")
+    assert len(cache.clear()) == 1
+    with cache.get_or_make(source(demo)._key(), lambda: Artefact(b"no model at all")):
+        pass
+    np.testing.assert_array_equal(run(source(demo), x), right)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    demo: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    monkeypatch.setenv("PIXELRT_CACHE", str(blocked))
+    assert run(source(demo), noise(16, 16)).shape == (1, 3, 32, 32)
+
+
+def test_the_key_holds_what_decides_the_blob(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = source(demo)
+    others = [
+        replace(base, settings=Settings("bfloat16", 2)),
+        replace(base, settings=Settings("float32", 3)),
+        replace(base, graph=demo.component.graph("image")),
+        replace(base, plugin=replace(base.plugin, version="1.9")),
+    ]
+    keys = {one._key() for one in (base, *others)}
+    files = dict(demo.manifest.files)
+    entry = files["graphs/weights.bin"]
+    files["graphs/weights.bin"] = type(entry)("0" * 64, entry.bytes)
+    manifest = type(demo.manifest)(
+        **{name: getattr(demo.manifest, name) for name in demo.manifest.__struct_fields__}
+        | {"files": files}
+    )
+    keys.add(replace(base, bundle=Bundle(demo.root, manifest, demo.sha256))._key())
+    monkeypatch.setattr(openvino_cache, "processor_name", lambda: "another")
+    keys.add(base._key())
+    monkeypatch.setattr(openvino_cache, "processor_flags", lambda: frozenset({"amx_fp16"}))
+    keys.add(base._key())
+    assert len(keys) == 8
+
+
+def test_large_weights_are_compiled_each_time(
+    demo: Bundle, compiled: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_cache, "WEIGHTS_PER_GRAPH_BYTE", 0)
+    run(source(demo), noise(16, 16))
+    assert compiled == []
+    assert blobs() == []
+
+
+def test_a_run_says_backend_and_precision(photo: Any, tmp_path: Path) -> None:
+    with load("demo", backend="onnxruntime-openvino", precision="float32") as model:
+        model(photo[:20, :30])
+        told = str(model.info)
+    assert "onnxruntime-openvino" in told
+    assert "float32" in told
+    config = json.loads(Settings("float16", 3).load_config())["CPU"]
+    assert config["INFERENCE_PRECISION_HINT"] == "f16"
+    assert config["INFERENCE_NUM_THREADS"] == "3"
