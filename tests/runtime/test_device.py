@@ -85,7 +85,8 @@ RUNS = st.fixed_dictionaries(
 def run_case(cuda: FakeCuda, case: dict[str, Any], images: Array, runs: int = 3) -> list[Array]:
     low = case["batch"] if case["fixed"] else 1
     profile = f"{low}x1x1,{case['batch']}x8x8,{case['batch']}x64x64"
-    net = image_net("blurred", profile, work_per_pixel=case["work"])
+    # the second profile: every context has to switch to it
+    net = image_net("blurred", "9x64x64", profile, work_per_pixel=case["work"])
     plan = plan_of(case)
     session, _ = session_of(
         cuda,
