@@ -16,10 +16,11 @@ from pixelrt.runtime.backends.base import Array
 from pixelrt.runtime.cuda import Cuda
 from pixelrt.runtime.engine import Engine, image_shape
 from pixelrt.runtime.fitting import Batch, DevicePlan, fit_batch
+from pixelrt.runtime.flow_plan import Layout, Maps, flow_plan
 from pixelrt.runtime.lanes import EngineLane
 from pixelrt.runtime.memory import HostPool
 from pixelrt.runtime.resources import Stream, release_quietly
-from pixelrt.runtime.stages import FlowShape, Lane, Layout, Maps, TileFlow, flow_plan
+from pixelrt.runtime.stages import FlowShape, Lane, TileFlow
 from pixelrt.runtime.tiling import Progress
 from pixelrt.runtime.work import WorkMemory
 

@@ -16,7 +16,7 @@ from pixelrt.spec import TensorSpec
 
 if TYPE_CHECKING:
     from pixelrt.runtime.fitting import DevicePlan
-    from pixelrt.runtime.stages import Maps
+    from pixelrt.runtime.flow_plan import Maps
 
 Array = NDArray[Any]
 

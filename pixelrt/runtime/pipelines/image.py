@@ -19,19 +19,18 @@ from pixelrt.runtime.backends.base import Array, Backend, BackendInfo, Session, 
 from pixelrt.runtime.backends.select import BACKENDS, Choice, PassedOver, open_session
 from pixelrt.runtime.device_planning import device_budget, device_planner
 from pixelrt.runtime.fitting import DevicePlan
+from pixelrt.runtime.flow_plan import Maps
+from pixelrt.runtime.pipelines.arrays import check_array, levels
 from pixelrt.runtime.pipelines.planes import Route, route_planes
 from pixelrt.runtime.planning import RunOptions, plan_image, with_memory_share
 from pixelrt.runtime.replan import run_with_replan
 from pixelrt.runtime.resources import release_quietly
-from pixelrt.runtime.stages import Maps
 from pixelrt.runtime.tiling import Progress, run_plan
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from pixelrt.runtime.image import Picture
-
-PEAKS = {"uint8": 255, "uint16": 65535, "float32": 1}
 
 
 class ImageModel:
@@ -265,19 +264,6 @@ def _infer(session: Session, role: GraphRole, maps: Maps, tiles: Array) -> Array
     return maps.leave(result.transpose(0, 2, 3, 1) if role == "core" else result)
 
 
-def levels(dtype: np.dtype[Any]) -> Maps:
-    """uint8 as it is; uint16 and float32 through the float graph, in their own range again."""
-    if dtype == np.uint8:
-        return Maps()
-    peak = PEAKS[dtype.name]
-
-    def leave(values: Array) -> Array:
-        values = np.clip(values, 0, 1)
-        return values if peak == 1 else np.rint(values * peak).astype(dtype)
-
-    return Maps(lambda tiles: tiles.astype(np.float32) / np.float32(peak), leave)
-
-
 def run_options(values: dict[str, Any]) -> RunOptions:
     """``RunOptions`` from keyword arguments. Raises ``UsageError`` for unknown names."""
     unknown = set(values) - set(RunOptions.__dataclass_fields__)
@@ -287,35 +273,3 @@ def run_options(values: dict[str, Any]) -> RunOptions:
             expected=", ".join(RunOptions.__dataclass_fields__),
         )
     return RunOptions(**values)
-
-
-def check_array(array: Array) -> Array:
-    """(H, W, C) of a supported kind, or ``ImageError`` saying what was found."""
-    pixels = array[..., None] if array.ndim == 2 else array
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
-        raise ImageError(
-            "this array is no image",
-            found=f"shape {array.shape}",
-            expected="(H, W), (H, W, 1) or (H, W, 3), at least one pixel",
-            hint="pass a PIL.Image to have transparency handled",
-        )
-    if pixels.dtype.name not in PEAKS:
-        raise ImageError(
-            "this array has an unsupported type",
-            found=str(array.dtype),
-            expected="uint8, uint16, or float32 in [0, 1]",
-        )
-    if pixels.dtype == np.float32:
-        _check_range(pixels)
-    return pixels
-
-
-def _check_range(pixels: Array) -> None:
-    low, high = float(pixels.min()), float(pixels.max())
-    if not (low >= -1.0 and high <= 2.0):
-        raise ImageError(
-            "this float image is out of range",
-            found="NaN" if np.isnan(low) else f"values from {low:g} to {high:g}",
-            expected="float32 in [0, 1]",
-            hint="divide by 255, or pass uint8",
-        )
