@@ -68,6 +68,13 @@ class Asked:
 )
 @click.option("--tile", "tiles", type=Tile(), multiple=True, help="May be repeated; default: auto.")
 @click.option("--halo", default="exact", show_default=True, help="As for `pixelrt run`.")
+@click.option(
+    "--streams",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Tiles that a GPU computes at once.",
+)
 @click.option("--max-memory", type=ByteCount(), help="Working memory of the network, e.g. 2GB.")
 @click.option(
     "--image",
@@ -96,6 +103,7 @@ def command(
     sizes: tuple[tuple[int, int], ...],
     tiles: tuple[Literal["auto", "off"] | int, ...],
     halo: str,
+    streams: int,
     max_memory: int | None,
     source: Path | None,
     repeats: int | None,
@@ -117,7 +125,7 @@ def command(
     """
     opened = open_bundle(bundle_path(bundle))
     cases = tuple(
-        Case(Size(height, width), RunOptions(tile, halo, max_memory), source)
+        Case(Size(height, width), RunOptions(tile, halo, max_memory, streams=streams), source)
         for (width, height), tile in product(sizes or SIZES, tiles or ("auto",))
     )
     asked = Asked(

@@ -47,6 +47,9 @@ class WellFormed(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.count[tag] = self.count.get(tag, 0) + 1
+
     def handle_data(self, data: str) -> None:
         self.words.append(data)
 

@@ -12,6 +12,9 @@ from pixelrt.runtime.backends.openvino_session import open_openvino
 from pixelrt.runtime.backends.openvino_source import Source
 from pixelrt.runtime.machine import processor_flags, processor_name, usable_cpus
 
+VARIANT = "openvino"
+"""The graphs of a bundle that were made for it."""
+
 MEMORY_SHARES = {"float32": 0.75, "bfloat16": 0.6, "float16": 0.6}
 """Peak per pixel, of what plain onnxruntime takes, with a margin. Measured in float32:
 Swin2SR light 0.65, SRGAN 0.63, the demonstration network 0.63, U-Net-256 0.49, ResNet-9 0.27;
@@ -33,7 +36,7 @@ class OnnxRuntimeOpenVino:
         import onnxruntime as ort
 
         plugin = load_plugin()
-        graph = bundle.component.graph(role)
+        graph = bundle.component.graph(role, VARIANT)
         version = f"{plugin.version} in onnxruntime {ort.__version__}"
         offers = []
         for precision in precisions(plugin.capabilities, processor_flags()):
