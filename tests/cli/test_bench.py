@@ -143,6 +143,7 @@ def test_nothing_measured_is_an_error(capsys: pytest.CaptureFixture[str]) -> Non
     assert run([*QUICK, "--backend", "warp-drive"]) == 2
     assert run([*QUICK, "--precision", "float16", "--backend", "onnxruntime-cpu"]) == 4
     assert run(["bench", "no-such.pixelrt"]) == 3
+    assert run([*QUICK, "--json", "/no/such/folder/b.json"]) == 5
     assert "does not run this graph in float16" in capsys.readouterr().err
 
 
