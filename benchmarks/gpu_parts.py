@@ -22,8 +22,8 @@ from pixelrt.geometry import Size
 from pixelrt.manifest import GraphRole
 from pixelrt.plans.target import Flavour
 from pixelrt.runtime.backends.select import offers_of
-from pixelrt.runtime.backends.tensorrt import HERE, TensorRTBackend
-from pixelrt.runtime.cuda import CopyKind, Cuda, RealCuda
+from pixelrt.runtime.backends.tensorrt import HERE, Machine, TensorRTBackend
+from pixelrt.runtime.cuda import CopyKind, Cuda
 from pixelrt.runtime.memory import HostPool, PageableMemoryWarning
 from pixelrt.runtime.pipelines.image import ImageModel
 from pixelrt.runtime.planning import RunOptions
@@ -112,9 +112,11 @@ def build_plan(bundle: Path) -> list[str]:
     return reasons
 
 
-def fidelity_rows(case: Case, bundle: Bundle, flavour: Flavour) -> Iterator[GpuRow]:
+def fidelity_rows(
+    case: Case, bundle: Bundle, flavour: Flavour, machine: Machine = HERE
+) -> Iterator[GpuRow]:
     """The worst sample of every plan of a bundle."""
-    backend = TensorRTBackend(flavour)
+    backend = TensorRTBackend(flavour, machine=machine)
     for role in ROLES:
         name = f"{case.name}, {flavour}, {role} graph"
         try:
@@ -143,20 +145,23 @@ def fidelity_rows(case: Case, bundle: Bundle, flavour: Flavour) -> Iterator[GpuR
 
 
 def timeline_row(
-    case: Case, bundle: Bundle, flavour: Flavour
+    case: Case, bundle: Bundle, flavour: Flavour, machine: Machine = HERE
 ) -> tuple[GpuRow, list[timeline.Span]]:
     """A large image in tiles with an event around every piece of work."""
     name = f"{case.name}, {flavour}"
     try:
-        spans = timeline_of(bundle, case.size, flavour)
+        spans = timeline_of(bundle, case.size, flavour, machine)
     except PixelrtError as exc:
         return GpuRow("timeline", name, None, {}, "", words_of(exc)), []
     return GpuRow("timeline", name, None, timeline.overlap(spans), "one image in tiles", ""), spans
 
 
-def timeline_of(bundle: Bundle, size: Size, flavour: Flavour) -> list[timeline.Span]:
-    logged = TimelineCuda(RealCuda())
-    backend = TensorRTBackend(flavour, machine=replace(HERE, cuda=lambda: as_cuda(logged)))
+def timeline_of(
+    bundle: Bundle, size: Size, flavour: Flavour, machine: Machine = HERE
+) -> list[timeline.Span]:
+    logged = TimelineCuda(machine.cuda())
+    machine = replace(machine, cuda=lambda: as_cuda(logged))
+    backend = TensorRTBackend(flavour, machine=machine)
     image, options = scene(size), RunOptions()
     with ImageModel(bundle, backends=(backend,)) as model:
         for _ in range(3):  # allocate, record graphs, replay them

@@ -26,7 +26,7 @@ from pixelrt.bundle import Bundle, open_bundle
 from pixelrt.errors import BackendError
 from pixelrt.geometry import Size, TilePlan
 from pixelrt.runtime.machine import usable_cpus
-from pixelrt.runtime.planning import RunOptions, plan_image
+from pixelrt.runtime.pipelines.image import ImageModel
 
 ROUNDS = 11
 TURN_SECONDS = 0.25
@@ -65,7 +65,7 @@ class Jobs:
 
 
 def make_jobs(case: Case, bundle: Bundle, folder: Path) -> Jobs:
-    plan = plan_image(case.size, bundle.manifest, RunOptions()) if case.tiled else None
+    plan = run_isolated(plan_of, bundle.root, case.size) if case.tiled else None
     image = scene(case.size)
     part = image[: plan.tile.height, : plan.tile.width] if plan else image
     for name, pixels in (("whole", image), ("part", part)):
@@ -163,6 +163,12 @@ def with_shares(pair: Pair, adds: int, ceilings: list[Ceiling]) -> Pair:
 
 def export(case: Case, folder: Path) -> Bundle:
     return bundle_of(case.network, folder)
+
+
+def plan_of(bundle: Path, size: Size) -> TilePlan:
+    """How pixelrt cuts an image on the backend that it chooses."""
+    with ImageModel(open_bundle(bundle)) as model:
+        return model.plan(size.height, size.width)
 
 
 def count_multiply_adds(bundle: Path, size: Size) -> int:

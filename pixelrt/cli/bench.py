@@ -29,6 +29,7 @@ from pixelrt.errors import (
     CheckError,
     FidelityError,
     InputError,
+    OutputError,
     PixelrtError,
     UsageError,
 )
@@ -123,6 +124,8 @@ def command(
     misses the fidelity of its precision; with --strict also where a case was not stable or
     could not be measured.
     """
+    for path in (json_path, html_path):
+        check_place(path)
     opened = open_bundle(bundle_path(bundle))
     cases = tuple(
         Case(Size(height, width), RunOptions(tile, halo, max_memory, streams=streams), source)
@@ -145,6 +148,12 @@ def command(
     if html_path is not None:
         write_page(html_path, report, outcomes)
     return exit_code(report, strict=strict)
+
+
+def check_place(path: Path | None) -> None:
+    """Before minutes of measuring, not after. Raises ``OutputError``."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise OutputError(f"{path} cannot be written", found=f"no folder {path.parent}")
 
 
 def effort_of(repeats: int | None, seconds: float | None, quick: bool) -> Effort:

@@ -22,7 +22,6 @@ from pixelrt.bundle import Bundle
 from pixelrt.errors import BackendError, PixelrtError, UsageError
 from pixelrt.fidelity import PSNR_CEILING
 from pixelrt.geometry import Size
-from pixelrt.runtime.planning import RunOptions, plan_image
 from tests.benchmarks.sleepers import BROKEN, BUG, CRASH, sleeper
 from tests.bundles import write_bundle
 
@@ -160,12 +159,12 @@ def test_cases_are_chosen_by_words() -> None:
 
 
 def test_peers_are_given_one_tile_of_what_is_tiled(srgan_bundle: Bundle, tmp_path: Path) -> None:
-    case = Case(TINY, Size(1000, 1500), tiled=True)
-    plan = plan_image(case.size, srgan_bundle.manifest, RunOptions())
+    case = Case(TINY, Size(2000, 3000), tiled=True)
+    plan = pairs.plan_of(srgan_bundle.root, case.size)
     found = pairs.make_jobs(case, srgan_bundle, tmp_path)
     assert found.parts == len(plan) > 1
     assert found.part.load().shape == (plan.tile.height, plan.tile.width, 3)
-    assert found.whole.load().shape == (1000, 1500, 3)
+    assert found.whole.load().shape == (2000, 3000, 3)
     assert all(one.tiled for one in PHOTO_CASES)
 
 

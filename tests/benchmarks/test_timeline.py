@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks import gpu, timeline
-from benchmarks.gpu_parts import copy_rows, copy_seconds
+from benchmarks.cases import TINY, Case
+from benchmarks.gpu_parts import copy_rows, copy_seconds, fidelity_rows, timeline_row
 from benchmarks.script import run_command
 from benchmarks.timeline import PageableCuda, Span, TimelineCuda, as_cuda, merged, overlap
+from pixelrt.bench.harness import Bench
+from pixelrt.bench.harness import Case as Shape
 from pixelrt.bench.resources import DEVICE_METHOD, device_peak
+from pixelrt.bench.steady import Effort, WarmupLimits
 from pixelrt.errors import BackendError
+from pixelrt.fidelity import PSNR_CEILING
+from pixelrt.geometry import Size
+from pixelrt.runtime.backends.base import TileSession
+from pixelrt.runtime.backends.select import Choice
 from pixelrt.runtime.graphs import GraphCache, GraphedCompute
 from pixelrt.runtime.memory import HostPool
+from pixelrt.runtime.planning import RunOptions
 from pixelrt.runtime.resources import DeviceBuffer
 from pixelrt.runtime.stages import FlowShape, TileFlow
+from pixelrt.spec import ReceptiveField
+from tests.bundles import nearest, write_bundle
 from tests.cli.test_bench import WellFormed
 from tests.runtime.cuda_cases import copying, photo, through
 from tests.runtime.fake_cuda import FakeCuda
+from tests.runtime.plan_cases import Desk, image_net
 
 
 @pytest.mark.parametrize("graphs", [False, True])
@@ -117,3 +130,63 @@ def test_peak_of_device_memory() -> None:
     assert peak.method == DEVICE_METHOD
     with device_peak("onnxruntime-cpu", fake) as nothing:
         assert nothing is None
+
+
+# --- plans, on the fake TensorRT ----------------------------------------------------------
+
+
+DYNAMIC = "1x8x8,2x24x24,4x64x64"
+CASE = Case(TINY, Size(150, 100))
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(write_bundle(tmp_path / "b.pixelrt", field=ReceptiveField(1, 4, {"60dB": 2})))
+
+
+def test_the_timeline_of_an_image_in_tiles(desk: Desk) -> None:
+    desk.build(image_net("image", DYNAMIC))
+    row, spans = timeline_row(CASE, desk.bundle, "tensorrt", desk.machine)
+    assert not row.reason
+    kinds = [span.kind for span in spans]
+    assert kinds.count("h2d") == kinds.count("d2h") > 2
+    assert kinds.count("compute") >= kinds.count("h2d")
+    assert 0 <= row.facts["copies hidden"] <= 1
+    desk.cuda.assert_clean()
+
+
+def test_every_plan_has_its_fidelity(desk: Desk) -> None:
+    desk.build(image_net("image", DYNAMIC))
+    desk.build(image_net("blurred", DYNAMIC), name="wrong")
+    rows = list(fidelity_rows(CASE, desk.bundle, "tensorrt", desk.machine))
+    good, bad = sorted((row for row in rows if row.facts), key=lambda row: -row.facts["dB"])
+    assert "samples, all pass" in good.note
+    assert "FAILED" in bad.note
+    (core,) = (row for row in rows if "core graph" in row.name)
+    assert "no plan" in core.reason
+    desk.cuda.assert_clean()
+
+
+def test_without_plans_the_rows_say_why(desk: Desk) -> None:
+    rows = list(fidelity_rows(CASE, desk.bundle, "tensorrt", desk.machine))
+    row, spans = timeline_row(CASE, desk.bundle, "tensorrt-rtx", desk.machine)
+    assert [bool(one.reason) for one in (*rows, row)] == [True] * 3
+    assert "not installed" in row.reason
+    assert spans == []
+
+
+def test_the_harness_leaves_tiles_to_a_device(desk: Desk) -> None:
+    desk.build(image_net("image", DYNAMIC))
+    effort = Effort(3, warmup=WarmupLimits(0.0, max_runs=3))
+    backends = (desk.backend(),)
+    with Bench(
+        desk.bundle, Choice(), backends=backends, route=lambda p: nearest()(p[None])[0]
+    ) as one:
+        assert isinstance(one.session, TileSession)
+        result = one.run(Shape(Size(150, 100), RunOptions()), effort).result
+    assert (result.backend, result.precision) == ("tensorrt", "float16")
+    assert result.fidelity.psnr == PSNR_CEILING
+    assert result.plan.tiles > 1
+    assert {one.graph for one in result.fidelity.samples} == {"image"}  # it has no other plan
+    assert result.stages["compute"].p50 > 0
+    desk.cuda.assert_clean()
