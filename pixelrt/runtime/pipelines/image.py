@@ -11,16 +11,25 @@ from typing import TYPE_CHECKING, Any, Self, overload
 import numpy as np
 
 from pixelrt.bundle import Bundle
-from pixelrt.errors import ImageError, UsageError
+from pixelrt.errors import BackendError, ImageError, UsageError
 from pixelrt.geometry import Size, TilePlan
 from pixelrt.grid import pad_image
 from pixelrt.manifest import GraphRole, Manifest
-from pixelrt.runtime.backends.base import Array, Backend, BackendInfo, Session, TileSession
+from pixelrt.runtime.backends.base import (
+    Array,
+    ArraySession,
+    Backend,
+    BackendInfo,
+    Session,
+    TileSession,
+)
 from pixelrt.runtime.backends.select import BACKENDS, Choice, PassedOver, open_session
 from pixelrt.runtime.device_planning import device_budget, device_planner
 from pixelrt.runtime.fitting import DevicePlan
 from pixelrt.runtime.flow_plan import Maps
+from pixelrt.runtime.interop import DeviceArray
 from pixelrt.runtime.pipelines.arrays import check_array, levels
+from pixelrt.runtime.pipelines.device_job import run_on_device
 from pixelrt.runtime.pipelines.planes import Route, route_planes
 from pixelrt.runtime.planning import RunOptions, plan_image, with_memory_share
 from pixelrt.runtime.replan import run_with_replan
@@ -112,6 +121,42 @@ class ImageModel:
         self._run(role, route, levels(pixels.dtype), options, progress)
         return (
             route.result[..., 0] if array.ndim == 2 and route.result.shape[2] == 1 else route.result
+        )
+
+    def run_device(
+        self,
+        image: Any,
+        *,
+        stream: int | None = None,
+        out: Any = None,
+        **options: Any,
+    ) -> DeviceArray:
+        """Run images that are in GPU memory, without a copy to the host.
+
+        ``image``: uint8 (H, W, C) or (N, H, W, C) with the network's channels, or (H, W) for
+        grey networks, C-contiguous, of any library with ``__cuda_array_interface__`` or
+        DLPack: torch, CuPy, numba, pycuda. ``stream``: the handle of the stream on which the
+        caller works, such as ``torch.cuda.current_stream().cuda_stream``; without it the one
+        that the array names, or the legacy default stream where it names none. ``out``: an
+        array of the result's shape to write into. ``options``: fields of ``RunOptions``.
+
+        Returns once everything is queued: the result may be used in the order of the
+        caller's stream, and ``image`` be changed. It is an array of ``scale`` times the
+        size, in ``out`` or in memory of ours that is freed when nobody holds it any more;
+        other libraries take it in place (``torch.from_dlpack``, ``cupy.asarray``).
+
+        Raises ``ImageError`` for arrays that do not fit, ``BackendError`` where the graph
+        does not run on CUDA, ``OutOfMemoryError``.
+        """
+        session = self.session("image")
+        if not isinstance(session, ArraySession):
+            raise self._not_on_a_gpu(session)
+        self._trim(session)
+        return run_on_device(
+            *(session, self.manifest, image, run_options(options)),
+            stream=stream,
+            out=out,
+            report=self._tell,
         )
 
     def run_core(self, images: Array, options: RunOptions | None = None) -> Array:
@@ -232,6 +277,14 @@ class ImageModel:
             device_budget(session, options),
             release=session.trim,
             report=self._tell,
+        )
+
+    def _not_on_a_gpu(self, session: Session) -> BackendError:
+        reasons = "; ".join(map(str, self.passed_over))
+        return BackendError(
+            f"{session.info} does not run on a GPU",
+            found=reasons,
+            hint="give a host array, or name a GPU backend: `pixelrt doctor` shows them",
         )
 
     def _trim(self, session: Session) -> None:
