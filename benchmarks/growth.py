@@ -15,6 +15,7 @@ import click
 from benchmarks.cases import CASES, QUICK_CASES, bundle_of
 from benchmarks.isolated import run_isolated
 from benchmarks.records import Growth, GrowthReport, origin, write_record
+from benchmarks.script import run_script
 from pixelrt.bench.harness import Bench, subject_of
 from pixelrt.bench.harness import Case as Shape
 from pixelrt.bench.schema import Result
@@ -176,4 +177,4 @@ def _row(row: Growth) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -19,8 +19,9 @@ from benchmarks.records import (
     Pair,
     read_record,
 )
+from benchmarks.script import run_script
 from pixelrt.cli.bench_table import bytes_text, plan_text, psnr_text, seconds_text
-from pixelrt.errors import InputError
+from pixelrt.errors import CheckError, InputError
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -33,13 +34,14 @@ SIZES = ("size", "threads")
 
 @click.command()
 @click.option("--check", is_flag=True, help="Change nothing; exit code 1 where it would change.")
-def main(check: bool) -> None:
+def main(check: bool) -> int:
     """Write the tables between the two markers of README.md."""
     old = README.read_text(encoding="utf-8")
     new = with_tables(old, render(read_results(RESULTS)))
-    if check:
-        raise SystemExit(int(old != new))
-    README.write_text(new, encoding="utf-8")
+    if not check:
+        README.write_text(new, encoding="utf-8")
+        return 0
+    return CheckError.exit_code if old != new else 0
 
 
 def read_results(folder: Path) -> list[tuple[str, AnyReport]]:
@@ -193,4 +195,4 @@ def _markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

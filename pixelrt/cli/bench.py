@@ -29,6 +29,7 @@ from pixelrt.errors import (
     CheckError,
     FidelityError,
     InputError,
+    OutputError,
     PixelrtError,
     UsageError,
 )
@@ -68,6 +69,13 @@ class Asked:
 )
 @click.option("--tile", "tiles", type=Tile(), multiple=True, help="May be repeated; default: auto.")
 @click.option("--halo", default="exact", show_default=True, help="As for `pixelrt run`.")
+@click.option(
+    "--streams",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Tiles that a GPU computes at once.",
+)
 @click.option("--max-memory", type=ByteCount(), help="Working memory of the network, e.g. 2GB.")
 @click.option(
     "--image",
@@ -96,6 +104,7 @@ def command(
     sizes: tuple[tuple[int, int], ...],
     tiles: tuple[Literal["auto", "off"] | int, ...],
     halo: str,
+    streams: int,
     max_memory: int | None,
     source: Path | None,
     repeats: int | None,
@@ -115,9 +124,11 @@ def command(
     misses the fidelity of its precision; with --strict also where a case was not stable or
     could not be measured.
     """
+    for path in (json_path, html_path):
+        check_place(path)
     opened = open_bundle(bundle_path(bundle))
     cases = tuple(
-        Case(Size(height, width), RunOptions(tile, halo, max_memory), source)
+        Case(Size(height, width), RunOptions(tile, halo, max_memory, streams=streams), source)
         for (width, height), tile in product(sizes or SIZES, tiles or ("auto",))
     )
     asked = Asked(
@@ -137,6 +148,12 @@ def command(
     if html_path is not None:
         write_page(html_path, report, outcomes)
     return exit_code(report, strict=strict)
+
+
+def check_place(path: Path | None) -> None:
+    """Before minutes of measuring, not after. Raises ``OutputError``."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise OutputError(f"{path} cannot be written", found=f"no folder {path.parent}")
 
 
 def effort_of(repeats: int | None, seconds: float | None, quick: bool) -> Effort:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pixelrt.cli.report_markup import Html, element, markup
 
 WIDTH, HEIGHT = 440, 300
-LEFT, RIGHT, TOP, BOTTOM = 78, 14, 14, 54
+LEFT, RIGHT, TOP, BOTTOM = 90, 14, 14, 54
 COLOURS = 6
 """Styles ``series-0`` to ``series-5`` of ``bench.css``; further series begin again."""
 LOG_FROM = 8.0

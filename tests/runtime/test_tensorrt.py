@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from pixelrt.bundle import Bundle
+from pixelrt.bundle import Bundle, encode_reference
 from pixelrt.cli.verify import run_checks
 from pixelrt.errors import (
     BackendError,
@@ -39,7 +39,7 @@ from pixelrt.runtime.pipelines.image import ImageModel
 from pixelrt.spec import ReceptiveField
 from tests.bundles import image_spec, nearest, write_bundle
 from tests.runtime.fake_cuda import FakeCuda
-from tests.runtime.fake_tensorrt import Array, digest
+from tests.runtime.fake_tensorrt import Array, TensorFormat, TensorLocation, digest
 from tests.runtime.plan_cases import FUNCTIONS, GPU, Desk, core_net, image_net
 from tests.runtime.test_cuda import Api
 
@@ -316,6 +316,69 @@ def test_an_engine_that_is_not_what_its_facts_say(desk: Desk, case: str) -> None
     net, words = WRONG_FACTS[case]
     desk.build(net, profiles=[DYNAMIC])
     with pytest.raises(InputError, match="is not what its facts say") as caught:
+        model(desk, backend="tensorrt").session()
+    assert words in caught.value.found
+    desk.cuda.assert_clean()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"location": TensorLocation.HOST}, "image is not in device memory"),
+        ({"format": TensorFormat.CHW4}, "image is not contiguous"),
+        ({"swapped": True}, "image is no input"),
+    ],
+)
+def test_tensors_of_another_kind(desk: Desk, change: dict[str, Any], words: str) -> None:
+    desk.build(image_net("image", DYNAMIC))
+    vars(desk.world).update(change)
+    with pytest.raises(InputError, match="is not what its facts say") as caught:
+        model(desk, backend="tensorrt").session()
+    assert words in caught.value.found
+    desk.cuda.assert_clean()
+
+
+def test_an_engine_whose_result_has_another_size(desk: Desk) -> None:
+    """Three times as large where the graph says two: seen before anything is written."""
+    net = image_net("image", DYNAMIC)
+    desk.build(replace(net, result=replace(net.result, shape=("N", "3*H", "3*W", 3))))
+    with pytest.raises(BackendError, match="another size than its graph") as caught:
+        model(desk, backend="tensorrt").session()
+    assert caught.value.expected == "(1, 18, 18, 3)"
+    desk.cuda.assert_clean()
+
+
+def test_tensorrt_that_does_not_start(desk: Desk) -> None:
+    desk.build(image_net("image", DYNAMIC))
+    desk.world.refuse = "Runtime"
+    with pytest.raises(BackendError, match="could not start") as caught:
+        model(desk, backend="tensorrt").session()
+    assert "planted refusal of Runtime" in caught.value.found
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"no npz", "allow_pickle"),
+        (
+            encode_reference(
+                np.zeros((1, 9, 8, 3), np.uint8), np.zeros((1, 3, 18, 16), np.float32)
+            ),
+            "uint8 (1, 9, 8, 3)",
+        ),
+        (
+            encode_reference(np.zeros((1, 24, 24, 3), np.uint8), np.zeros(3, np.float32)),
+            "float32 (3,)",
+        ),
+    ],
+)
+def test_a_sample_that_is_none(desk: Desk, data: bytes, words: str) -> None:
+    path = desk.build(image_net("image", DYNAMIC))
+    facts = plan_at(path).facts
+    entry = msgspec.structs.replace(facts.files["sample.npz"], sha256=digest(data), bytes=len(data))
+    path.with_name("net.plan.sample.npz").write_bytes(data)
+    sealed(path, msgspec.structs.replace(facts, files={**facts.files, "sample.npz": entry}))
+    with pytest.raises(InputError, match=r"sample\.npz of the plan in .* is no sample") as caught:
         model(desk, backend="tensorrt").session()
     assert words in caught.value.found
     desk.cuda.assert_clean()

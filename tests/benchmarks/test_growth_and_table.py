@@ -1,0 +1,221 @@
+"""How cost grows, the files of results, and the README's tables made from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import growth, table
+from benchmarks.records import (
+    FORMAT,
+    Absent,
+    Ceiling,
+    Compared,
+    CompareReport,
+    GpuReport,
+    GpuRow,
+    Growth,
+    GrowthReport,
+    Origin,
+    Pair,
+    Side,
+    decode_record,
+    read_record,
+    write_record,
+)
+from benchmarks.script import run_command
+from benchmarks.table import BEGIN, END, README, RESULTS, render, tables_of, with_tables
+from pixelrt.bench.schema import Warmup
+from pixelrt.bench.statistics import summarise
+from pixelrt.errors import InputError, UsageError
+from pixelrt.geometry import Size
+from tests.bench.test_schema import make_report, make_result
+
+SUBJECT = make_report().subject
+
+
+def made_by(command: str) -> Origin:
+    return Origin(FORMAT, "2026-02-03T00:00:00+00:00", command, "0.1.0", make_report().machine)
+
+
+def side(name: str, *, seconds: float = 1.0, stable: bool = True) -> Side:
+    return Side(
+        name=name, settings="best", precision="float16", note="", parts=1,
+        seconds=summarise([seconds] * 3), warmup=Warmup(3, 3.0, 1.0, True, 0.0),
+        peak_memory=2**30, psnr=61.25, compared="the whole output", share=0.415,
+        stable=stable, reasons=[] if stable else ["busy"],
+    )  # fmt: skip
+
+
+def compare_report(**changes: Any) -> CompareReport:
+    pair = Pair(side("torch | eager", seconds=6.0), side("pixelrt"), 11, 6.0, 5.5, 6.5)
+    shaky = Pair(side("onnx", seconds=2.0, stable=False), side("pixelrt"), 11, 2.0, 1.9, 2.1)
+    absent = Absent("torch.compile", "pixelrt", "no compiler")
+    case = Compared("srgan-x4 128x128", SUBJECT, 128, 128, 25_000_000_000, [pair, shaky], [absent])
+    facts: dict[str, Any] = {
+        "origin": made_by("python -m benchmarks.compare"), "quick": False,
+        "ceilings": [Ceiling("a", "float16", 2e12, ""), Ceiling("c", "bytes", 3e10, "")],
+        "cases": [case],
+    }  # fmt: skip
+    return CompareReport(**{**facts, **changes})
+
+
+def growth_report() -> GrowthReport:
+    rows = [
+        Growth("size", "0.25 MP", 2, make_result(), ""),
+        Growth("size", "100 MP", 2, None, "too large"),
+        Growth("tile", "64", 2, make_result(), ""),
+        Growth("threads", "1", 1, make_result(stable=False, reasons=["busy"]), ""),
+    ]
+    origin = made_by("python -m benchmarks.growth")
+    return GrowthReport(origin=origin, quick=False, subject=SUBJECT, rows=rows)
+
+
+def gpu_report() -> GpuReport:
+    rows = [
+        GpuRow("copies", "copy in, pinned", summarise([0.001]), {"GB/s": 55.25}, "", ""),
+        GpuRow("end to end", "onnxruntime CUDA", None, {}, "", "no CUDA provider"),
+    ]
+    origin = made_by("python -m benchmarks.gpu")
+    return GpuReport(origin=origin, quick=False, device="A GPU", rows=rows, timeline="|##|")
+
+
+@pytest.mark.parametrize("make", [compare_report, growth_report, gpu_report])
+def test_files_round_trip(make: Any, tmp_path: Path) -> None:
+    write_record(tmp_path / "deep" / "x.json", make())
+    assert read_record(tmp_path / "deep" / "x.json") == make()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda raw: raw.update(kind="song"), "unknown kind"),
+        (lambda raw: raw.update(more=1), "more"),
+        (lambda raw: raw["cases"][0]["pairs"][0].pop("ratio"), "ratio"),
+        (lambda raw: raw["origin"].update(format=9), "format 9"),
+        (lambda raw: raw.pop("kind"), "kind"),
+    ],
+)
+def test_damaged_files_are_refused(damage: Any, words: str, tmp_path: Path) -> None:
+    write_record(tmp_path / "x.json", compare_report())
+    raw = json.loads((tmp_path / "x.json").read_bytes())
+    damage(raw)
+    with pytest.raises(InputError, match=words):
+        decode_record(json.dumps(raw).encode(), "x.json")
+
+
+def test_a_number_that_is_none_is_not_kept(tmp_path: Path) -> None:
+    bad = compare_report(ceilings=[Ceiling("a", "float16", float("nan"), "")])
+    with pytest.raises(InputError, match="per_second"):
+        write_record(tmp_path / "x.json", bad)
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_tables_say_everything() -> None:
+    text = render(
+        [("a.json", compare_report()), ("b.json", growth_report()), ("c.json", gpu_report())]
+    )
+    for words in (
+        "**srgan-x4 128x128**, 50 GFLOP",
+        "| torch / eager | 6 s | 1 s, float16 | **6.00×** (5.50 to 6.50) | 42%, 42% |",
+        "**2.00×** (1.90 to 2.10) (unstable)",
+        "| torch.compile | not measured: no compiler |",
+        "2000 GFLOP/s in float16, 30 GB/s copied",
+        "| 0.25 MP | 1.02 s | 204 s | 95 MiB | 2 tiles of 80x50, halo 12 | 70.1 dB |",
+        "| 100 MP | not measured: too large |",
+        "| 1 processors | 1.02 s (unstable) |",
+        "| copies | copy in, pinned | 1 ms | GB/s 55.25 |",
+        "not measured: no CUDA provider",
+        "`python -m benchmarks.compare`, 2026-02-03, a processor, 2 processors",
+        "(benchmarks/results/b.json)",
+    ):
+        assert words in text, words
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(row.endswith("|") for row in rows)
+    assert not any(row.startswith("| 64 ") for row in rows)  # a tile: only sizes are shown
+
+
+def test_trials_are_not_shown() -> None:
+    with pytest.raises(InputError, match="--quick"):
+        render([("a.json", compare_report(quick=True))])
+
+
+def test_tables_go_between_the_markers() -> None:
+    page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    new = with_tables(page, render([]))
+    assert new == f"before\n{BEGIN}\n\nNothing has been measured yet.\n\n{END}\nafter\n"
+    assert with_tables(new, render([])) == new
+    with pytest.raises(InputError, match="no place"):
+        with_tables("no markers", "x")
+
+
+def test_the_command_writes_and_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "README.md"
+    page.write_text(f"{BEGIN}\n{END}\n", encoding="utf-8")
+    write_record(tmp_path / "results" / "a.json", compare_report())
+    monkeypatch.setattr(table, "README", page)
+    monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
+    assert run_command(table.main, ["--check"]) == 1
+    assert run_command(table.main, []) == 0
+    assert run_command(table.main, ["--check"]) == 0
+    assert "6.00×" in page.read_text(encoding="utf-8")
+
+
+def test_the_readme_shows_the_results_that_are_committed() -> None:
+    """Run `python -m benchmarks.table` where this fails."""
+    results = table.read_results(RESULTS)
+    shown = tables_of(README.read_text(encoding="utf-8"))
+    if shown is None:
+        assert not results, "README.md has no markers for the tables of benchmarks/results/"
+    else:
+        assert shown == render(results)
+
+
+# --- growth ---------------------------------------------------------------------------
+
+
+def test_sizes_are_what_they_are_called() -> None:
+    for count in growth.MEGAPIXELS:
+        size = growth.size_of(count)
+        assert size.pixels / 1e6 == pytest.approx(count, rel=0.03)
+        assert size.width % 8 == size.height % 8 == 0
+    assert growth.size_of(12) == Size(3000, 4000)
+
+
+def test_processors_double() -> None:
+    assert growth.thread_counts(1) == [1]
+    assert growth.thread_counts(6) == [1, 2, 4, 6]
+    assert growth.thread_counts(8) == [1, 2, 4, 8]
+
+
+def test_every_sweep_has_its_points() -> None:
+    found = {point.sweep for point in growth.points((), growth.MEGAPIXELS)}
+    assert found == {"size", "tile", "halo", "threads"}
+    sizes = [p.value for p in growth.points(("size",), growth.MEGAPIXELS)]
+    assert sizes == ["0.25 MP", "1 MP", "4 MP", "12 MP", "50 MP", "100 MP"]
+    with pytest.raises(UsageError, match="no sweep"):
+        list(growth.points(("colour",), ()))
+
+
+def test_smoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "g.json"
+    arguments = ["--quick", "--sweep", "size", "--sweep", "threads", "-o", str(out)]
+    assert run_command(growth.main, arguments) == 0
+    report = read_record(out)
+    assert isinstance(report, GrowthReport)
+    assert [row.sweep for row in report.rows][:2] == ["size", "size"]
+    for row in report.rows:
+        assert row.result is not None, row.reason
+        assert row.result.fidelity.passed
+    assert "per megapixel" in capsys.readouterr().out
+
+
+def test_what_fails_is_a_row(tmp_path: Path) -> None:
+    arguments = ["--quick", "--sweep", "size", "--backend", "warp-drive", "-o", str(tmp_path / "g")]
+    assert run_command(growth.main, arguments) == 0
+    report = read_record(tmp_path / "g")
+    assert isinstance(report, GrowthReport)
+    assert all("there is no backend" in row.reason for row in report.rows)
