@@ -8,11 +8,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from pixelrt.bundle import Bundle
 from pixelrt.errors import BackendError, FidelityError, OutOfMemoryError
+from pixelrt.manifest import GraphVariant
 from pixelrt.runtime.backends.onnxruntime_cuda import CudaProvider
 from pixelrt.runtime.backends.onnxruntime_device import OrtDeviceBackend, OrtMachine
 from pixelrt.runtime.backends.onnxruntime_rtx import RtxProvider
@@ -115,6 +117,19 @@ def test_what_the_cuda_session_is_opened_with(bundle: Bundle, capsys: Any) -> No
     assert state.stream_when_closed
     assert capsys.readouterr().out == "", "what libraries say is no result"
     cuda.assert_clean()
+
+
+def test_a_graph_that_was_made_for_the_backend_is_taken(bundle: Bundle) -> None:
+    (component,) = bundle.manifest.components
+    own = [msgspec.structs.replace(graph, file="graphs/own.onnx") for graph in component.graphs]
+    (bundle.root / "graphs" / "own.onnx").write_bytes(b"own")
+    variant = GraphVariant("onnxruntime-cuda", own)
+    component = msgspec.structs.replace(component, variants=[variant])
+    manifest = msgspec.structs.replace(bundle.manifest, components=[component])
+    ort = FakeOrt(FakeCuda(), network(CUDA))
+    one = cuda_backend(ort).offers(Bundle(bundle.root, manifest, "other"), "image")[0]
+    one.open().close()
+    assert ort.sessions[0].path.endswith("graphs/own.onnx")
 
 
 def test_what_the_rtx_session_is_opened_with(

@@ -136,7 +136,7 @@ class OrtDeviceBackend:
             cuda.device_name(),
             self._provider.precision(),
         )
-        graph = bundle.component.graph(role)
+        graph = bundle.component.graph(role, self.name)
         return (Offer(info, lambda: self._open(ort, cuda, bundle, graph, info)),)
 
     def _open(
