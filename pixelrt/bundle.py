@@ -142,14 +142,29 @@ def _check_references(manifest: Manifest, root: Path) -> None:
         for component in manifest.components
         if sorted(graph.role for graph in component.graphs) != ["core", "image"]
     ]
+    problems += [p for component in manifest.components for p in _variant_problems(component)]
     listed = set(manifest.files)
     used = {s.file for s in manifest.references}
     for component in manifest.components:
-        for graph in component.graphs:
+        for graph in component.all_graphs():
             used |= {graph.file, *graph.data}
     problems += [f"{name} is used but not listed under files" for name in sorted(used - listed)]
     if problems:
         raise BundleError(f"{root / MANIFEST} is malformed", found="; ".join(problems))
+
+
+def _variant_problems(component: Component) -> Iterator[str]:
+    """A variant stands in for the plain graphs, so it has to look like them from outside."""
+    backends = [variant.backend for variant in component.variants]
+    if len(set(backends)) != len(backends) or "" in backends:
+        yield f"component {component.name} has variants without a backend of their own"
+    plain = {graph.role: (graph.inputs, graph.outputs) for graph in component.graphs}
+    for variant in component.variants:
+        title = f"variant {variant.backend} of component {component.name}"
+        if sorted(graph.role for graph in variant.graphs) != ["core", "image"]:
+            yield f"{title} has not one image and one core graph"
+        elif any((g.inputs, g.outputs) != plain.get(g.role) for g in variant.graphs):
+            yield f"{title} has other inputs or outputs than the plain graphs"
 
 
 def _check_paths(manifest: Manifest, root: Path) -> None:

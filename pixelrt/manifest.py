@@ -41,15 +41,29 @@ class Graph(msgspec.Struct, frozen=True):
     opset: int = 18
 
 
+class GraphVariant(msgspec.Struct, frozen=True):
+    """The same function in the form that one backend (``openvino``) runs fastest."""
+
+    backend: str
+    graphs: list[Graph]
+
+
 class Component(msgspec.Struct, frozen=True):
     """A network of the bundle and its graphs, which share their weights."""
 
     name: str
     precision: str
     graphs: list[Graph]
+    variants: list[GraphVariant] = []
 
-    def graph(self, role: GraphRole) -> Graph:
-        return next(g for g in self.graphs if g.role == role)
+    def graph(self, role: GraphRole, backend: str = "") -> Graph:
+        """The graph for ``backend``: its variant's where there is one, else the plain one."""
+        graphs = next((v.graphs for v in self.variants if v.backend == backend), self.graphs)
+        return next(g for g in graphs if g.role == role)
+
+    def all_graphs(self) -> list[Graph]:
+        """The plain graphs, then those of the variants."""
+        return [*self.graphs, *(graph for v in self.variants for graph in v.graphs)]
 
 
 class Reference(msgspec.Struct, frozen=True):

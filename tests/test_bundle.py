@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable
@@ -55,6 +56,49 @@ def test_the_manifest_is_flat_json_that_others_can_read(path: Path) -> None:
         "graphs/image.onnx",
         "reference/photo-small.npz",
     }
+
+
+def with_variant(manifest: Any) -> Any:
+    """Add the plain graphs once more as a variant; gives the variant."""
+    component = manifest["components"][0]
+    variant = {"backend": "openvino", "graphs": copy.deepcopy(component["graphs"])}
+    component["variants"] = [variant]
+    return variant
+
+
+def test_a_backend_gets_its_variant(path: Path) -> None:
+    def change(manifest: Any) -> None:
+        with_variant(manifest)["graphs"][0]["opset"] = 21
+
+    edit(path, change)
+    component = open_bundle(path).component
+    assert component.graph("core", "openvino").opset == 21
+    assert component.graph("core", "tensorrt") == component.graph("core")
+    assert component.graph("core").opset == 18
+    assert len(component.all_graphs()) == 4
+
+
+def test_manifests_without_variants_stay_valid(path: Path) -> None:
+    edit(path, lambda m: m["components"][0].pop("variants"))
+    component = open_bundle(path).component
+    assert component.variants == []
+    assert component.graph("image", "openvino") == component.graph("image")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v, c: v["graphs"].pop(), "one image and one core"),
+        (lambda v, c: v.update(backend=""), "a backend of their own"),
+        (lambda v, c: c["variants"].append(v), "a backend of their own"),
+        (lambda v, c: v["graphs"][0]["inputs"][0].update(name="x"), "other inputs or outputs"),
+        (lambda v, c: v["graphs"][1].update(outputs=[]), "other inputs or outputs"),
+        (lambda v, c: v["graphs"][1].update(data=["graphs/x.bin"]), "graphs/x.bin"),
+    ],
+)
+def test_malformed_variants_are_named(path: Path, change: Any, words: str) -> None:
+    edit(path, lambda m: change(with_variant(m), m["components"][0]))
+    assert words in refused(path)
 
 
 def test_absent_and_foreign_places(tmp_path: Path) -> None:

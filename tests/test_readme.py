@@ -35,7 +35,9 @@ def test_commands(tmp_path: Path, photo: Any, monkeypatch: pytest.MonkeyPatch) -
     weights = authors_file({"upsampler": "pixelshuffle", "upscale": 2}).tensors
     torch.save({"params": weights}, "Swin2SR_ClassicalSR_X2_64.pth")
     found = commands()
-    assert [command[0] for command in found] == ["run", "export", "verify", "run", "build"]
+    assert [command[0] for command in found] == [
+        *("run", "export", "verify", "run", "build", "inspect", "run", "bench"),
+    ]
     required_tensorrt("tensorrt-rtx")
     for command in found:
         # the kind of TensorRT that asks for no GPU
@@ -44,8 +46,9 @@ def test_commands(tmp_path: Path, photo: Any, monkeypatch: pytest.MonkeyPatch) -
     for place in ("photo-x2.jpg", "upscaled/a.png"):
         with Image.open(place) as image:
             assert image.size == (140, 120)
-    for place in ("report.html", "swin2sr-x2.plan", "swin2sr-x2.plan.json"):
+    for place in ("report.html", "photo-x2.png", "bench.html"):
         assert Path(place).is_file()
+    assert len(list(Path("swin2sr-x2.pixelrt/engines").glob("*/*.plan"))) == 1
 
 
 def test_scripts_are_executable() -> None:

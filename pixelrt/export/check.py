@@ -24,13 +24,18 @@ Outputs = Sequence[NDArray[np.float32]]
 
 
 def check_core(
-    folder: Path, recipe: Recipe, spec: ImageSpec, samples: Sequence[Sample], expected: Outputs
+    folder: Path,
+    graph: Graph,
+    recipe: Recipe,
+    spec: ImageSpec,
+    samples: Sequence[Sample],
+    expected: Outputs,
 ) -> list[Measured]:
     """Compare the float graph with PyTorch on every sample.
 
     Raises ``ExportError`` with the worst sample and its errors by decade.
     """
-    session = _session(folder / "core.onnx")
+    session = _session(folder / Path(graph.file).name)
     results = []
     for sample, want in zip(samples, expected, strict=True):
         feed = {session.get_inputs()[0].name: to_core(sample.pixels, spec)}
@@ -39,7 +44,7 @@ def check_core(
     worst = max(results, key=lambda r: r[3].max_abs)
     limit = recipe.tolerance.max_abs
     if worst[3].max_abs > limit:
-        raise _mismatch("float", worst[0], worst[3], limit, histogram(worst[1], worst[2]))
+        raise _mismatch(graph.file, worst[0], worst[3], limit, histogram(worst[1], worst[2]))
     return [Measured(BACKEND, s.name, c.max_abs, c.psnr) for s, _, _, c in results]
 
 
@@ -47,7 +52,7 @@ def check_image(
     folder: Path, graph: Graph, spec: ImageSpec, samples: Sequence[Sample], expected: Outputs
 ) -> None:
     """Compare the uint8 graph with the clamped and rounded reference: one level at most."""
-    session = _session(folder / "image.onnx")
+    session = _session(folder / Path(graph.file).name)
     for sample, want in zip(samples, expected, strict=True):
         size = Size(*sample.pixels.shape[1:3])
         pixels = pad_image(sample.pixels, grid_size(size, spec), spec.pad_mode)
@@ -56,7 +61,7 @@ def check_image(
         got = got[:, : levels.shape[1], : levels.shape[2]]
         result = compare(levels, got)
         if result.max_abs > 1:
-            raise _mismatch("uint8", sample, result, 1.0, histogram(levels, got))
+            raise _mismatch(graph.file, sample, result, 1.0, histogram(levels, got))
 
 
 def _session(path: Path) -> ort.InferenceSession:
@@ -72,7 +77,7 @@ def _mismatch(
     graph: str, sample: Sample, result: Comparison, limit: float, errors: str
 ) -> ExportError:
     return ExportError(
-        f"the {graph} graph does not reproduce PyTorch; no bundle was written",
+        f"{graph} does not reproduce PyTorch; no bundle was written",
         found=f"{result} on sample {sample.name}; errors by size:\n{errors}",
         expected=f"max abs at most {limit:.0e}",
         hint="report this with the checkpoint's configuration: it is a fault of the export",

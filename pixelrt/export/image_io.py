@@ -13,20 +13,22 @@ from pixelrt.spec import ImageSpec, TensorSpec
 
 
 def write_image_graph(core: Graph, spec: ImageSpec, folder: Path) -> Graph:
-    """Write ``image.onnx`` beside ``core.onnx``, sharing its weight file.
+    """Write ``image.onnx`` beside ``core.onnx``, sharing its weight files.
 
     In: cast, transpose, divide by 255 (as the image libraries do; a product with 1/255
     rounds otherwise). Out: clamp to [0, 1], times 255, round half to even,
     transpose, cast. TensorRT takes uint8 only into and out of a cast, so the casts stand
     outermost.
     """
-    model = ir.load(folder / "core.onnx")
+    name = Path(core.file).name
+    model = ir.load(folder / name)
     add_image_io(model, spec)
-    ir.save(model, folder / "image.onnx")
+    image = name.replace("core", "image")
+    ir.save(model, folder / image)
     high = [str(d) for d in core.outputs[0].shape[2:]]
     return Graph(
         "image",
-        "graphs/image.onnx",
+        f"graphs/{image}",
         [TensorSpec(IMAGE_IN, "uint8", ("N", "H", "W", spec.channels_in))],
         [TensorSpec(IMAGE_OUT, "uint8", ("N", *high, spec.channels_out))],
         core.data,

@@ -26,6 +26,7 @@ from pixelrt.manifest import (
     FORMAT,
     Component,
     Graph,
+    GraphVariant,
     Manifest,
     Measured,
     MemoryNeed,
@@ -36,6 +37,7 @@ from pixelrt.manifest import (
 from pixelrt.spec import ReceptiveField
 
 SUFFIX = ".pixelrt"
+DESCRIBED = "component.json"
 STAGES = ("load", "reference", "graphs", "check", "receptive field", "memory", "write")
 VERSIONS = ("torch", "onnx", "onnxruntime", "onnxscript", "onnx-ir", "transformers", "numpy")
 
@@ -77,6 +79,7 @@ def export_bundle(
     report("load")
     loaded = _load(source, family, config, random_seed)
     key = [loaded.recipe.name, loaded.variant, loaded.network.config, loaded.source, _made_by()]
+    key.append(sorted(loaded.network.variants))
     with Workspace(key) as work:
         _write(loaded, work, output, overwrite, report)
         work.clear()
@@ -132,7 +135,7 @@ def _write(loaded: Loaded, work: Workspace, output: Path, overwrite: bool, repor
     references = work.stage("reference", partial(_make_references, network, samples))
     report("graphs")
     graphs = work.stage("graphs", partial(_make_graphs, network))
-    described = msgspec.json.decode((graphs / "graphs.json").read_bytes(), type=list[Graph])
+    described = msgspec.json.decode((graphs / DESCRIBED).read_bytes(), type=Component)
     report("check")
     fidelity = work.json_stage(
         "check", lambda: _check(loaded.recipe, network, samples, references, graphs, described)
@@ -145,7 +148,7 @@ def _write(loaded: Loaded, work: Workspace, output: Path, overwrite: bool, repor
     with new_bundle(output, overwrite=overwrite) as folder:
         shutil.copytree(references, folder / "reference", dirs_exist_ok=True)
         shutil.copytree(
-            graphs, folder / "graphs", ignore=lambda *_: ["graphs.json"], dirs_exist_ok=True
+            graphs, folder / "graphs", ignore=lambda *_: [DESCRIBED], dirs_exist_ok=True
         )
         manifest = Manifest(
             format=FORMAT,
@@ -158,7 +161,7 @@ def _write(loaded: Loaded, work: Workspace, output: Path, overwrite: bool, repor
             receptive_field=msgspec.json.decode(field, type=ReceptiveField),
             tolerance=loaded.recipe.tolerance,
             memory=msgspec.json.decode(need, type=MemoryNeed),
-            components=[Component("network", "float32", described)],
+            components=[described],
             references=[_describe(sample) for sample in samples],
             fidelity=msgspec.json.decode(fidelity, type=list[Measured]),
             made_by=_made_by(),
@@ -174,9 +177,17 @@ def _make_references(network: Network, samples: tuple[Sample, ...], folder: Path
 
 
 def _make_graphs(network: Network, folder: Path) -> None:
-    core = to_onnx.export_core(network, folder)
-    image = image_io.write_image_graph(core, network.image, folder)
-    (folder / "graphs.json").write_bytes(msgspec.json.encode([core, image]))
+    plain = _pair(to_onnx.export_core(network, folder), network, folder)
+    variants = [
+        GraphVariant(b, _pair(to_onnx.export_variant(network, b, folder), network, folder))
+        for b in network.variants
+    ]
+    component = Component("network", "float32", plain, variants)
+    (folder / DESCRIBED).write_bytes(msgspec.json.encode(component))
+
+
+def _pair(core: Graph, network: Network, folder: Path) -> list[Graph]:
+    return [core, image_io.write_image_graph(core, network.image, folder)]
 
 
 def _check(
@@ -185,11 +196,17 @@ def _check(
     samples: tuple[Sample, ...],
     references: Path,
     graphs: Path,
-    described: list[Graph],
+    component: Component,
 ) -> list[Measured]:
+    """All graphs, variants too; what was measured is that of the plain one."""
     expected = [_output(references / f"{sample.name}.npz") for sample in samples]
-    measured = check.check_core(graphs, recipe, network.image, samples, expected)
-    check.check_image(graphs, described[1], network.image, samples, expected)
+    spec = network.image
+    measured: list[Measured] = []
+    for backend in ["", *network.variants]:
+        core, image = component.graph("core", backend), component.graph("image", backend)
+        found = check.check_core(graphs, core, recipe, spec, samples, expected)
+        check.check_image(graphs, image, spec, samples, expected)
+        measured = measured or found
     return measured
 
 

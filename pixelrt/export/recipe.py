@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -40,12 +40,16 @@ class Network:
     ``(N, channels_out, scale*H, scale*W)`` float32 with nominal range [0, 1], not clamped;
     the network's own normalisation is inside. H and W are multiples of ``image.multiple``
     and at least ``image.minimum``.
+
+    ``variants``: further forms of the same function, by the backend that runs them faster
+    than ``graph``. They are exported and verified like it.
     """
 
     config: Config
     image: ImageSpec
     reference: nn.Module
     graph: nn.Module
+    variants: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
+from torch import nn
 from torch.export import Dim
 
 from pixelrt.errors import ExportError
 from pixelrt.export.recipe import Network
+from pixelrt.export.shared_weights import save_sharing
 from pixelrt.manifest import Graph
 from pixelrt.spec import ImageSpec, TensorSpec
 
 OPSET = 18
+CORE = "core.onnx"
 WEIGHTS = "weights.bin"
 MAX_SIDE = 2**16
 MAX_BATCH = 2**10
@@ -30,13 +33,29 @@ def export_core(network: Network, folder: Path) -> Graph:
 
     Raises ``ExportError`` where PyTorch cannot turn the network into a graph.
     """
-    spec = network.image
+    model = _model(network.graph, network.image)
+    ir.save(model, folder / CORE, external_data=WEIGHTS)
+    return _described(network.image, CORE, [WEIGHTS] if (folder / WEIGHTS).is_file() else [])
+
+
+def export_variant(network: Network, backend: str, folder: Path) -> Graph:
+    """Write the form for ``backend`` beside the ``core.onnx`` of ``export_core``.
+
+    The contract of the graph is that of ``core.onnx``; weights that both have are stored once.
+    """
+    model = _model(network.variants[backend], network.image)
+    name = f"{backend}-{CORE}"
+    data = save_sharing(model, folder / name, folder / CORE, f"{backend}-{WEIGHTS}")
+    return _described(network.image, name, data)
+
+
+def _model(module: nn.Module, spec: ImageSpec) -> ir.Model:
     height, width = _example_size(spec)
     example = torch.rand(2, spec.channels_in, height, width)
     try:
         with _quiet():
             program = torch.onnx.export(
-                network.graph,
+                module,
                 (example,),
                 dynamo=True,
                 opset_version=OPSET,
@@ -48,18 +67,20 @@ def export_core(network: Network, folder: Path) -> Graph:
     except torch.onnx.errors.OnnxExporterError as exc:
         raise ExportError("PyTorch could not export the network", found=str(exc)[:2000]) from exc
     assert program is not None
-    model = program.model
+    model: ir.Model = program.model
     _forget_build_machine(model)
-    out = model.graph.outputs[0]
-    out.shape = ir.Shape(["N", spec.channels_out, *_scaled(spec)])
+    model.graph.outputs[0].shape = ir.Shape(["N", spec.channels_out, *_scaled(spec)])
     model.graph.inputs[0].shape = ir.Shape(["N", spec.channels_in, "H", "W"])
-    ir.save(model, folder / "core.onnx", external_data=WEIGHTS)
+    return model
+
+
+def _described(spec: ImageSpec, name: str, data: list[str]) -> Graph:
     return Graph(
         "core",
-        "graphs/core.onnx",
+        f"graphs/{name}",
         [TensorSpec(CORE_IN, "float32", ("N", spec.channels_in, "H", "W"))],
         [TensorSpec(CORE_OUT, "float32", ("N", spec.channels_out, *_scaled(spec)))],
-        [f"graphs/{WEIGHTS}"] if (folder / WEIGHTS).is_file() else [],
+        [f"graphs/{file}" for file in data],
         OPSET,
     )
 

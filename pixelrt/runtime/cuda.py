@@ -7,13 +7,17 @@ of ``cuda.bindings``, ``tests/runtime/fake_cuda.py`` a fake that checks the orde
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from pixelrt.errors import BackendError, OutOfMemoryError
 
-INSTALL_HINT = "pip install 'pixelrt[tensorrt]'"
+INSTALL_HINT = "pip install 'pixelrt[cuda]', 'pixelrt[rtx]' or 'pixelrt[tensorrt]'"
 
 CopyKind = Literal["h2d", "d2h", "d2d"]
+
+LEGACY_STREAM = 1
+"""The handle of the default stream that every other blocking stream waits for."""
 
 OUT_OF_MEMORY, INSUFFICIENT_DRIVER, UNAVAILABLE, NO_DEVICE, NOT_READY = 2, 35, 46, 100, 600
 """``cudaError_t`` values with a meaning of their own (driver_types.h)."""
@@ -32,15 +36,41 @@ HINTS = {
 }
 
 
+@dataclass(frozen=True)
+class Rows:
+    """``height`` rows of ``width`` bytes, the first at ``address``, each ``pitch`` bytes on."""
+
+    address: int
+    pitch: int
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        assert 0 < self.width <= self.pitch, "rows overlap or are empty"
+        assert self.height > 0, "there are no rows"
+
+
 class Cuda(Protocol):
     """One device. Handles and addresses are ints, sizes are bytes, streams may be foreign.
+
+    ``device``: its number, as CUDA counts.
 
     Every call raises ``BackendError`` where CUDA reports an error, ``OutOfMemoryError``
     where memory was the reason; an error may also come from work that was queued earlier.
     """
 
-    def activate(self) -> None:
-        """Make this device the current one of the calling thread."""
+    device: int
+
+    def activate(self, device: int | None = None) -> None:
+        """Make this device, or the one of that number, the calling thread's current one."""
+        ...
+
+    def current_device(self) -> int:
+        """The number of the calling thread's current device."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait on the host for all work of the current device, whoever queued it."""
         ...
 
     def device_count(self) -> int: ...
@@ -95,6 +125,10 @@ class Cuda(Protocol):
         self, destination: int, source: int, size: int, kind: CopyKind, stream: int
     ) -> None: ...
 
+    def copy_2d(self, target: Rows, source: Rows, kind: CopyKind, stream: int) -> None:
+        """Copy rows to rows, as many and as wide; the two must not overlap."""
+        ...
+
     def fill(self, address: int, value: int, size: int, stream: int) -> None: ...
 
     def capture_begin(self, stream: int) -> None:
@@ -132,8 +166,14 @@ class RealCuda:
             )
         self.activate()
 
-    def activate(self) -> None:
-        self._call("cudaSetDevice", self.device)
+    def activate(self, device: int | None = None) -> None:
+        self._call("cudaSetDevice", self.device if device is None else device)
+
+    def current_device(self) -> int:
+        return int(self._call("cudaGetDevice")[0])
+
+    def synchronize(self) -> None:
+        self._call("cudaDeviceSynchronize")
 
     def device_count(self) -> int:
         return int(self._call("cudaGetDeviceCount")[0])
@@ -204,13 +244,15 @@ class RealCuda:
         return float(self._call("cudaEventElapsedTime", start, end)[0])
 
     def copy(self, destination: int, source: int, size: int, kind: CopyKind, stream: int) -> None:
-        kinds = self._api.cudaMemcpyKind
-        chosen = {
-            "h2d": kinds.cudaMemcpyHostToDevice,
-            "d2h": kinds.cudaMemcpyDeviceToHost,
-            "d2d": kinds.cudaMemcpyDeviceToDevice,
-        }[kind]
-        self._call("cudaMemcpyAsync", destination, source, size, chosen, stream)
+        self._call("cudaMemcpyAsync", destination, source, size, self._kind(kind), stream)
+
+    def copy_2d(self, target: Rows, source: Rows, kind: CopyKind, stream: int) -> None:
+        assert (target.width, target.height) == (source.width, source.height), "rows do not fit"
+        self._call(
+            "cudaMemcpy2DAsync",
+            *(target.address, target.pitch, source.address, source.pitch),
+            *(source.width, source.height, self._kind(kind), stream),
+        )
 
     def fill(self, address: int, value: int, size: int, stream: int) -> None:
         self._call("cudaMemsetAsync", address, value, size, stream)
@@ -234,6 +276,14 @@ class RealCuda:
 
     def executable_destroy(self, executable: int) -> None:
         self._call("cudaGraphExecDestroy", executable)
+
+    def _kind(self, kind: CopyKind) -> Any:
+        kinds = self._api.cudaMemcpyKind
+        return {
+            "h2d": kinds.cudaMemcpyHostToDevice,
+            "d2h": kinds.cudaMemcpyDeviceToHost,
+            "d2d": kinds.cudaMemcpyDeviceToDevice,
+        }[kind]
 
     def _call(self, name: str, *args: Any) -> list[Any]:
         """The values that a call gives."""

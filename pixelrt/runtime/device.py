@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -14,14 +14,19 @@ from pixelrt.errors import BackendError, OutOfMemoryError
 from pixelrt.plans.profiles import Shape, tensor_shape
 from pixelrt.runtime.backends.base import Array
 from pixelrt.runtime.cuda import Cuda
+from pixelrt.runtime.device_flow import DeviceFlow, on_device
+from pixelrt.runtime.dlpack import foreign_array
 from pixelrt.runtime.engine import Engine, image_shape
 from pixelrt.runtime.fitting import Batch, DevicePlan, fit_batch
+from pixelrt.runtime.flow_plan import Layout, Maps, flow_plan
+from pixelrt.runtime.interop import DeviceArray
 from pixelrt.runtime.lanes import EngineLane
 from pixelrt.runtime.memory import HostPool
 from pixelrt.runtime.resources import Stream, release_quietly
-from pixelrt.runtime.stages import FlowShape, Lane, Layout, Maps, TileFlow, flow_plan
+from pixelrt.runtime.stages import FlowShape, Lane, TileFlow
 from pixelrt.runtime.tiling import Progress
 from pixelrt.runtime.work import WorkMemory
+from pixelrt.spec import ImageSpec
 
 FLOWS = 4
 """Shapes whose buffers stay for the next image."""
@@ -30,7 +35,7 @@ SLOTS = 2
 
 
 class DeviceSession:
-    """A ``Session`` over an engine, which it closes; a ``TileSession`` too.
+    """A ``Session`` over an engine, which it closes; a ``TileSession`` and ``ArraySession`` too.
 
     Buffers, bound shapes and recorded graphs are kept from image to image and given up,
     least used first, when memory is short. Calls from several threads are safe; they take
@@ -49,6 +54,7 @@ class DeviceSession:
         self._lock = threading.RLock()
         self._lanes: list[EngineLane] = []
         self._flows: OrderedDict[tuple[FlowShape, int], TileFlow] = OrderedDict()
+        self._device_flows: OrderedDict[FlowShape, DeviceFlow] = OrderedDict()
         with ExitStack() as stack:
             stack.callback(engine.close)
             self._pool = stack.enter_context(HostPool(cuda))
@@ -111,6 +117,22 @@ class DeviceSession:
                 progress=progress,
             )
 
+    def view(self, value: Any, stream: int | None) -> DeviceArray:
+        """An array of another library; see ``ArraySession.view``."""
+        with on_device(self._cuda), self._using():
+            return foreign_array(value, self._lanes_for(1)[0].stream, stream)
+
+    def run_device(
+        self, images: DeviceArray, plan: DevicePlan, out: DeviceArray | None, spec: ImageSpec
+    ) -> DeviceArray:
+        """Queue the network over images in device memory; see ``DeviceFlow.run``."""
+        with on_device(self._cuda), self._using():
+            try:
+                return self._device_flow(plan, spec).run(images, plan.tiles, out)
+            except OutOfMemoryError:
+                self._give_back()
+            return self._device_flow(plan, spec).run(images, plan.tiles, out)
+
     def work_bytes(self, shape: Shape) -> int | None:
         """Bytes of device memory for the network at ``shape``; ``None`` where nobody can tell.
 
@@ -129,6 +151,7 @@ class DeviceSession:
         """Bytes of device memory that a run could have: what is free and what is kept here."""
         with self._using():
             kept = sum(flow.shape.device_bytes for flow in self._flows.values())
+            kept += sum(flow.device_bytes for flow in self._device_flows.values())
             return self._cuda.memory_info()[0] + kept + self._work.size
 
     def trim(self) -> None:
@@ -197,6 +220,20 @@ class DeviceSession:
             self._forget()
         return self._flows[key]
 
+    def _device_flow(self, plan: DevicePlan, spec: ImageSpec) -> DeviceFlow:
+        work = self._engine.work_bytes(plan.shape)
+        (lane,) = self._lanes_for(1)
+        shape = self._flow_shape(plan.shape, plan.batch, 1)
+        if shape not in self._device_flows:
+            while len(self._device_flows) >= FLOWS:
+                self._forget()
+                self._device_flows.popitem(last=False)[1].close()
+            self._device_flows[shape] = DeviceFlow(self._cuda, lane.stream, lane, shape, spec)
+        self._device_flows.move_to_end(shape)
+        if work and self._work.share(1, work):
+            self._forget()
+        return self._device_flows[shape]
+
     def _lanes_for(self, count: int) -> tuple[EngineLane, ...]:
         while len(self._lanes) < count:
             with ExitStack() as stack:
@@ -233,4 +270,6 @@ class DeviceSession:
             stack.callback(self._work.release)
             while self._flows:
                 stack.enter_context(self._flows.popitem()[1])
+            while self._device_flows:
+                stack.enter_context(self._device_flows.popitem()[1])
             stack.callback(self._forget)

@@ -1,57 +1,25 @@
 """Arrays handed over by DLPack, for libraries without ``__cuda_array_interface__``.
 
-The layout of the structures is that of ``dlpack.h`` (github.com/dmlc/dlpack), the hand-over
-that of https://dmlc.github.io/dlpack/latest/python_spec.html: the producer makes our stream
-wait, we rename the capsule and call the deleter once the array is no longer in use.
+The hand-over is that of https://dmlc.github.io/dlpack/latest/python_spec.html: the producer
+makes our stream wait, we rename the capsule and call the deleter once the array is no longer
+in use.
 """
 
 from __future__ import annotations
 
 import ctypes
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from pixelrt.errors import ImageError
-from pixelrt.runtime.interop import COPY_HINT, DeviceArray, contiguous
+from pixelrt.runtime import dlpack_layout
+from pixelrt.runtime.cuda import LEGACY_STREAM
+from pixelrt.runtime.dlpack_layout import FRESH, KINDS, USED, Managed, Tensor
+from pixelrt.runtime.interop import COPY_HINT, DeviceArray, contiguous, device_array
 from pixelrt.runtime.resources import Stream
-
-CUDA_DEVICE = 2
-"""``kDLCUDA``."""
-
-KINDS = {0: "i", 1: "u", 2: "f", 6: "b"}
-"""``DLDataTypeCode`` to numpy's kinds; bfloat16, complex and the like are not taken."""
-
-FRESH, USED = b"dltensor", b"used_dltensor"
-
-
-class _Device(ctypes.Structure):
-    _fields_ = (("type", ctypes.c_int32), ("number", ctypes.c_int32))
-
-
-class _Type(ctypes.Structure):
-    _fields_ = (("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16))
-
-
-class _Tensor(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("device", _Device),
-        ("ndim", ctypes.c_int32),
-        ("dtype", _Type),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    )
-
-
-class _Managed(ctypes.Structure):
-    _fields_ = (
-        ("tensor", _Tensor),
-        ("context", ctypes.c_void_p),
-        ("deleter", ctypes.c_void_p),
-    )
 
 
 class _Owner:
@@ -60,6 +28,25 @@ class _Owner:
     def __init__(self, managed: int, deleter: int | None) -> None:
         if deleter:
             weakref.finalize(self, ctypes.CFUNCTYPE(None, ctypes.c_void_p)(deleter), managed)
+
+
+def foreign_array(value: Any, ours: Stream, stream: int | None = None) -> DeviceArray:
+    """A view of another library's array, by ``__cuda_array_interface__`` or else by DLPack.
+
+    Work on ``ours`` may use it after the present work of its ``stream``. Raises ``ImageError``.
+    """
+    if not _has_interface(value) and hasattr(value, "__dlpack__"):
+        array = dlpack_array(value, ours)
+        return array if stream is None else replace(array, stream=stream or LEGACY_STREAM)
+    return device_array(value, stream=stream)
+
+
+def _has_interface(value: Any) -> bool:
+    try:
+        return hasattr(value, "__cuda_array_interface__")
+    # torch where gradients are wanted, and on the CPU in some versions
+    except (RuntimeError, TypeError):
+        return True
 
 
 def dlpack_array(value: Any, ours: Stream) -> DeviceArray:
@@ -71,11 +58,11 @@ def dlpack_array(value: Any, ours: Stream) -> DeviceArray:
     """
     try:
         kind = int(value.__dlpack_device__()[0])
-        if kind != CUDA_DEVICE:
+        if kind != dlpack_layout.CUDA_DEVICE:
             raise ImageError(
                 "this array is not in GPU memory",
                 found=f"{type(value).__name__} on DLPack device {kind}",
-                expected=f"device {CUDA_DEVICE} (CUDA)",
+                expected=f"device {dlpack_layout.CUDA_DEVICE} (CUDA)",
             )
         capsule = value.__dlpack__(stream=ours.handle)
     except (AttributeError, BufferError, RuntimeError, TypeError) as exc:
@@ -85,7 +72,7 @@ def dlpack_array(value: Any, ours: Stream) -> DeviceArray:
     return _view(*_take(capsule))
 
 
-def _take(capsule: object) -> tuple[_Tensor, _Owner]:
+def _take(capsule: object) -> tuple[Tensor, _Owner]:
     """The tensor of a fresh capsule, which is ours from now on."""
     api = ctypes.pythonapi
     pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
@@ -98,12 +85,12 @@ def _take(capsule: object) -> tuple[_Tensor, _Owner]:
         address = pointer(capsule, FRESH)
     except ValueError as exc:
         raise ImageError("this is no fresh DLPack capsule", found=str(exc)) from exc
-    managed = _Managed.from_address(address)
+    managed = Managed.from_address(address)
     rename(capsule, USED)
     return managed.tensor, _Owner(address, managed.deleter)
 
 
-def _view(tensor: _Tensor, owner: _Owner) -> DeviceArray:
+def _view(tensor: Tensor, owner: _Owner) -> DeviceArray:
     shape = tuple(tensor.shape[: tensor.ndim])
     kind = KINDS.get(tensor.dtype.code, "")
     bits = tensor.dtype.bits

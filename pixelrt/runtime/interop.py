@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from pixelrt.errors import ImageError
-from pixelrt.runtime.cuda import Cuda
+from pixelrt.runtime import dlpack_export
+from pixelrt.runtime.cuda import LEGACY_STREAM, Cuda
 from pixelrt.runtime.resources import Stream, release_quietly
 
-LEGACY_STREAM = 1
 VERSIONS = (2, 3)
 COPY_HINT = "make a copy first: tensor.contiguous(), cupy.ascontiguousarray(array)"
 
@@ -28,7 +28,9 @@ class DeviceArray:
     """A C-contiguous array in device memory, which it does not own but keeps alive.
 
     ``stream``: the handle of the stream after whose present work the array may be used;
-    ``None`` where there is nothing to wait for. Other libraries can take it in place.
+    ``None`` where there is nothing to wait for. ``owner`` keeps the memory. ``cuda``: the
+    device, known for results. Other libraries can take those in place, through
+    ``__cuda_array_interface__`` or DLPack.
     """
 
     address: int
@@ -37,11 +39,19 @@ class DeviceArray:
     stream: int | None = None
     readonly: bool = False
     owner: object = field(default=None, repr=False, compare=False)
+    cuda: Cuda | None = field(default=None, repr=False, compare=False)
 
     @property
     def size(self) -> int:
         """Bytes."""
         return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Bytes from one index to the next, axis by axis."""
+        return tuple(
+            prod(self.shape[axis + 1 :]) * self.dtype.itemsize for axis in range(len(self.shape))
+        )
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -53,6 +63,21 @@ class DeviceArray:
             "stream": self.stream,
             "version": 3,
         }
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """The kind of device (2: CUDA) and its number; ``BufferError`` where it is not known."""
+        return dlpack_export.device_of(self)
+
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> object:
+        """A capsule, as the array API standard has it; see ``dlpack_export.export``."""
+        return dlpack_export.export(self, stream, max_version, dl_device, copy)
 
 
 def device_array(value: Any, *, stream: int | None = None) -> DeviceArray:

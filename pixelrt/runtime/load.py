@@ -27,8 +27,8 @@ def load(
 
     ``path``: a bundle folder, or the name of a shipped one (``demo``). ``backend``:
     ``auto`` takes the first that works, a name takes that one or fails. ``precision``: ``auto``
-    takes the lowest that the reference outputs allow; or ``float32``, ``float16``,
-    ``bfloat16``. ``verify``: hold
+    takes the lowest that the reference outputs allow; or ``float32``, ``tf32``,
+    ``float16``, ``bfloat16``. ``verify``: hold
     each graph against its reference outputs before its first use on this machine. ``plan``:
     a ``.plan`` file that `pixelrt build` wrote, to be used and no other.
 

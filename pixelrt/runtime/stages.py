@@ -20,22 +20,19 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import islice
 from math import prod
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelrt.geometry import TilePlan
 from pixelrt.runtime.cuda import Cuda
 from pixelrt.runtime.memory import HostBlock, HostPool
 from pixelrt.runtime.resources import DeviceBuffer, Event, Stream, settled
-from pixelrt.runtime.tiling import Progress, keep_core
 
 Array = NDArray[Any]
-Layout = Literal["NHWC", "NCHW"]
 Job = TypeVar("Job")
 
 
@@ -252,57 +249,3 @@ class TileFlow:
 def _tiles(block: HostBlock, count: int, shape: tuple[int, ...], dtype: str) -> Array:
     size = count * prod(shape) * np.dtype(dtype).itemsize
     return block.array[:size].view(dtype).reshape(count, *shape)
-
-
-def _same(values: Array) -> Array:
-    return values
-
-
-@dataclass(frozen=True)
-class Maps:
-    """What happens to pixels on the host before and after the network, tile by tile.
-
-    ``enter``: (H, W, C) of the image to the network's input values; ``leave``: (H', W', C')
-    of the network to those of the result.
-    """
-
-    enter: Callable[[Array], Array] = _same
-    leave: Callable[[Array], Array] = _same
-
-
-def flow_plan(
-    flow: TileFlow,
-    images: Array,
-    plan: TilePlan,
-    out: Array,
-    *,
-    scale: int,
-    maps: Maps | None = None,
-    layout: Layout = "NHWC",
-    progress: Progress | None = None,
-) -> None:
-    """Like ``tiling.run_plan``, through a flow for tiles of the plan's shape.
-
-    ``images``: (B, H, W, C) of the plan's size; ``out``: (B, H', W', C'), at most ``scale``
-    times the plan's size; what lies beyond is cropped. ``layout``: the network's own.
-    """
-    jobs = list(product(range(len(images)), plan))
-    chosen = maps or Maps()
-    first = layout == "NCHW"
-    done = 0
-    if progress:
-        progress(0, len(jobs))
-
-    def read(job: tuple[int, Any], target: Array) -> None:
-        values = chosen.enter(images[job[0], *job[1].read.slices])
-        (np.moveaxis(target, 0, 2) if first else target)[...] = values
-
-    def keep(job: tuple[int, Any], values: Array) -> None:
-        nonlocal done
-        result = np.moveaxis(values, 0, 2) if first else values
-        keep_core(job[1], chosen.leave(result), out[job[0]], scale)
-        done += 1
-        if progress:
-            progress(done, len(jobs))
-
-    flow.run(jobs, read, keep)

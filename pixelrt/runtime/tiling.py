@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 
-from pixelrt.geometry import Size, Tile, TilePlan
+from pixelrt.geometry import Region, Size, Tile, TilePlan
 from pixelrt.runtime.backends.base import Array
 
 Infer = Callable[[Array], Array]
@@ -50,6 +50,14 @@ def run_plan(
 
 def keep_core(tile: Tile, values: Array, out: Array, scale: int) -> None:
     """Copy the core of a tile's result ``values`` (H, W, C) to its place in ``out``."""
-    target = tile.core.scaled(scale).clipped(Size(*out.shape[:2]))
-    source = target.relative_to(tile.read.scaled(scale))
+    target, source = core_regions(tile, Size(*out.shape[:2]), scale)
     out[target.slices] = values[source.slices]
+
+
+def core_regions(tile: Tile, out: Size, scale: int) -> tuple[Region, Region]:
+    """Where a tile's core goes in an output of size ``out``, and where it is in the tile's result.
+
+    Both are empty where all of it is cropped.
+    """
+    target = tile.core.scaled(scale).clipped(out)
+    return target, target.relative_to(tile.read.scaled(scale))

@@ -19,7 +19,7 @@ from pixelrt.plans.tensorrt import TensorRT, Told, listening
 from pixelrt.runtime.backends.base import BackendInfo, Sample
 from pixelrt.runtime.cuda import Cuda
 from pixelrt.runtime.engine import output_shape
-from pixelrt.runtime.resources import DeviceBuffer, Stream
+from pixelrt.runtime.resources import DeviceBuffer, Stream, release_quietly
 
 ALIGNMENT = 256
 """Of the memory that a context works in (``IExecutionContext.set_device_memory``)."""
@@ -168,7 +168,12 @@ class TensorRTLane:
         self, shape: Shape, source: DeviceBuffer, result: DeviceBuffer, work: DeviceBuffer | None
     ) -> BoundContext:
         with letting_go():
-            return self._bind(shape, source, result, work)
+            try:
+                return self._bind(shape, source, result, work)
+            except BaseException as exc:
+                # the context may have work queued, and is about to go
+                release_quietly(self._stream.synchronize, exc)
+                raise
 
     def _bind(
         self, shape: Shape, source: DeviceBuffer, result: DeviceBuffer, work: DeviceBuffer | None

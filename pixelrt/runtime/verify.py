@@ -34,7 +34,7 @@ IMAGE_MIN_PSNR = 68.0
 that is one value in a hundred."""
 
 LOW_MIN_PSNR = 60.0
-"""What float16 and bfloat16 have to reach against PyTorch in float32."""
+"""What float16, bfloat16 and tf32 have to reach against PyTorch in float32."""
 LOW_MAX_ABS = 0.05
 """And the largest single error: a black or burnt spot hardly moves the PSNR of a picture."""
 LOW_IMAGE_MIN_PSNR = 25.0 + LOW_MIN_PSNR / 2

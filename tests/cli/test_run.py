@@ -250,11 +250,21 @@ sys.exit(run(sys.argv[1:]))
 """
 
 
-def test_interrupt_in_the_middle_leaves_nothing(bundle: str, photo: Any, tmp_path: Path) -> None:
-    """Ctrl-C after the first of many tiles, each of which is made to take a moment."""
+@pytest.mark.parametrize("files", [1, 3])
+def test_interrupt_in_the_middle_leaves_nothing(
+    bundle: str, photo: Any, tmp_path: Path, files: int
+) -> None:
+    """Ctrl-C after the first of many tiles, each of which is made to take a moment; of
+    several files the next one is being read meanwhile."""
     source, target = tmp_path / "large.png", tmp_path / "out" / "large.png"
-    Image.fromarray(resized(photo, 1200, 1000)).save(source, compress_level=1)
     target.parent.mkdir()
+    if files > 1:
+        source, target = tmp_path / "in" / "0.png", target.parent
+        source.parent.mkdir()
+    Image.fromarray(resized(photo, 1200, 1000)).save(source, compress_level=1)
+    for k in range(1, files):
+        (source.parent / f"{k}.png").write_bytes(source.read_bytes())
+    source = source if files == 1 else source.parent
     arguments = ["run", bundle, str(source), "-o", str(target), "--tile", "128"]
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW_TILES, *arguments],
@@ -270,4 +280,4 @@ def test_interrupt_in_the_middle_leaves_nothing(bundle: str, photo: Any, tmp_pat
     assert process.returncode == 130, told
     assert "interrupted" in told
     assert "Traceback" not in told
-    assert list(target.parent.iterdir()) == []
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []

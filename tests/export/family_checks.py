@@ -16,7 +16,7 @@ from torch import nn
 
 from pixelrt.errors import CheckpointError
 from pixelrt.export.recipe import Config, Network, Recipe, Tensors
-from pixelrt.export.to_onnx import export_core
+from pixelrt.export.to_onnx import export_core, export_variant
 
 Size = tuple[int, int, int]
 """Batch, height, width."""
@@ -92,7 +92,7 @@ def assert_random_is_useful(recipe: Recipe, config: Config) -> None:
     y = run(network.reference, x)
     assert torch.equal(y, run(recipe.random(config, 1).reference, x))
     assert not torch.equal(y, run(recipe.random(config, 2).reference, x))
-    for module in (network.reference, network.graph):
+    for module in (network.reference, network.graph, *network.variants.values()):
         assert not any(m.training for m in module.modules())
         assert not any(p.requires_grad for p in module.parameters())
     inside = ((y > 0.05) & (y < 0.95)).float().mean()
@@ -102,31 +102,33 @@ def assert_random_is_useful(recipe: Recipe, config: Config) -> None:
 
 
 def assert_graph_is_reference(network: Network, sizes: Sequence[Size], limit: float) -> None:
-    """The module that is exported computes what the published maths computes."""
+    """The modules that are exported compute what the published maths computes."""
     spec = network.image
     for batch, height, width in sizes:
         x = picture(spec.channels_in, (batch, height, width))
         want = run(network.reference, x)
         expected = (batch, spec.channels_out, spec.scale * height, spec.scale * width)
         assert tuple(want.shape) == expected
-        assert_close(run(network.graph, x), want, limit)
+        for module in (network.graph, *network.variants.values()):
+            assert_close(run(module, x), want, limit)
 
 
 def assert_exports(
     network: Network, sizes: Sequence[Size], folder: Path, limit: float
 ) -> Counter[str]:
-    """One ONNX graph gives the reference's output at every size. Returns its operators."""
-    export_core(network, folder)
+    """Each ONNX graph gives the reference's output at every size. Returns the plain's operators."""
+    graphs = [export_core(network, folder)]
+    graphs += [export_variant(network, backend, folder) for backend in network.variants]
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(
-        str(folder / "core.onnx"), options, providers=["CPUExecutionProvider"]
-    )
-    feed = session.get_inputs()[0].name
-    for size in sizes:
-        x = picture(network.image.channels_in, size)
-        (got,) = session.run(None, {feed: x.numpy()})
-        assert_close(torch.from_numpy(np.asarray(got)), run(network.reference, x), limit)
+    for described in graphs:
+        path = folder / Path(described.file).name
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        feed = session.get_inputs()[0].name
+        for size in sizes:
+            x = picture(network.image.channels_in, size)
+            (got,) = session.run(None, {feed: x.numpy()})
+            assert_close(torch.from_numpy(np.asarray(got)), run(network.reference, x), limit)
     graph = onnx.load(folder / "core.onnx", load_external_data=False).graph
     return Counter(node.op_type for node in graph.node)
 

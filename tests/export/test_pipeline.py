@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from torch import nn
@@ -44,6 +45,46 @@ def test_weights_are_stored_once(srgan_bundle: Bundle) -> None:
         inline = sum(len(t.raw_data) for t in model.graph.initializer)
         assert inline < 4096
         onnx.checker.check_model(str(root / f"graphs/{graph}.onnx"), full_check=True)
+
+
+TINY_SWIN = {"embed_dim": 12, "depths": [2, 2], "num_heads": [2, 2]}
+
+
+def test_variants_are_exported_beside_the_plain_graphs(make_bundle: Any) -> None:
+    bundle = make_bundle("swin2sr", TINY_SWIN)
+    files = bundle.manifest.files
+    for role in ("core", "image"):
+        plain, variant = (bundle.component.graph(role, b) for b in ("", "openvino"))
+        assert variant.file == f"graphs/openvino-{role}.onnx"
+        assert variant.data == ["graphs/openvino-weights.bin", "graphs/weights.bin"]
+        assert (variant.inputs, variant.outputs) == (plain.inputs, plain.outputs)
+        onnx.checker.check_model(str(bundle.path(variant.file)), full_check=True)
+    own, shared = (files[f"graphs/{name}weights.bin"].bytes for name in ("openvino-", ""))
+    assert own < shared / 4
+
+
+def test_variants_give_what_the_plain_graph_gives(make_bundle: Any) -> None:
+    bundle = make_bundle("swin2sr", TINY_SWIN)
+    x = np.random.default_rng(0).random((2, 3, 24, 40), np.float32)
+    plain, variant = (
+        ort.InferenceSession(
+            str(bundle.path(bundle.component.graph("core", b).file)),
+            providers=["CPUExecutionProvider"],
+        ).run(None, {"pixels": x})[0]
+        for b in ("", "openvino")
+    )
+    assert np.abs(plain - variant).max() <= 1e-5
+
+
+def test_a_wrong_variant_writes_no_bundle(tmp_path: Path, monkeypatch: Any) -> None:
+    network = registry.get("swin2sr").random(TINY_SWIN, 0)
+    network.variants["openvino"].get_submodule("head.last").get_buffer("bias").add_(0.01)
+    recipe = registry.get("swin2sr")
+    wrong = dataclasses.replace(recipe, random=lambda config, seed: network)
+    monkeypatch.setattr(registry, "get", lambda name: wrong)
+    with pytest.raises(ExportError, match=r"graphs/openvino-core\.onnx does not reproduce"):
+        small(tmp_path / "b.pixelrt", family="swin2sr", config=TINY_SWIN)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_of_the_machine_is_in_a_bundle(srgan_bundle: Bundle) -> None:

@@ -19,6 +19,7 @@ from pixelrt.export.checkpoint import open_checkpoint
 from pixelrt.export.families.swin2sr import RECIPE
 from pixelrt.export.families.swin2sr_config import DEFAULTS, settle
 from pixelrt.export.networks.swin2sr import Order, Orders, Swin2SR, shift_masks, window_kinds
+from pixelrt.export.networks.swin2sr_openvino import OpenVINOSwin2SR
 from pixelrt.export.recipe import Config, Network
 from tests.export.family_checks import (
     assert_close,
@@ -128,6 +129,38 @@ def test_every_part_of_the_random_network_matters() -> None:
     assert difference(run(graph, x), y) == 0
 
 
+def test_every_part_of_the_form_for_openvino_matters() -> None:
+    network = RECIPE.random(SMALL, 0)
+    x = pixels(network, (1, 3, 3))
+    graph: Any = network.variants["openvino"]
+    y = run(graph, x)
+    layer: Any = graph.stages[0].get_submodule("layers.1")
+    attention = layer.own_attention
+    for part in (
+        *(attention.bias, attention.query_norms.sum.weight, attention.key_norms.sum.weight),
+        *(layer.bias1, layer.bias2, layer.norm1.weight, layer.norm2.weight, graph.masks),
+        *(graph.head.last.bias, graph.head.last.conv.weight[:3], graph.head.last.conv.weight[3:]),
+    ):
+        kept = part.clone()
+        part.copy_(part.flatten().roll(1).view_as(part) * 0.5)
+        assert difference(run(graph, x), y) > 1e-4
+        part.copy_(kept)
+    assert difference(run(graph, x), y) == 0
+
+
+def test_tokens_of_zero_norm_attend_evenly() -> None:
+    """A query or key of zeros has all cosines zero, not undefined ones."""
+    network = RECIPE.random({**SMALL, "qkv_bias": False}, 0)
+    model: Any = network.reference.get_submodule("model")
+    for stage in model.swin2sr.encoder.stages:
+        for layer in stage.layers:
+            layer.attention.self.query.weight[:6] = 0
+            layer.attention.self.key.weight[6:] = 0
+    x = pixels(network, (1, 2, 2))
+    for form in (Swin2SR, OpenVINOSwin2SR):
+        assert_close(run(form(model, "transformers"), x), run(network.reference, x), PARITY)
+
+
 def test_random_weights_are_useful() -> None:
     assert_random_is_useful(RECIPE, {**SMALL, "upsampler": "pixelshuffledirect"})
 
@@ -135,9 +168,10 @@ def test_random_weights_are_useful() -> None:
 def test_parts_of_the_image_do_not_mix_in_one_batch() -> None:
     network = RECIPE.random(SMALL, 0)
     x = pixels(network, (3, 2, 3))
-    whole = run(network.graph, x)
-    for i in range(3):
-        assert_close(run(network.graph, x[i : i + 1]), whole[i : i + 1], 1e-6)
+    for graph in (network.graph, *network.variants.values()):
+        whole = run(graph, x)
+        for i in range(3):
+            assert_close(run(graph, x[i : i + 1]), whole[i : i + 1], 1e-6)
 
 
 def test_orders_undo_each_other() -> None:

@@ -1,4 +1,4 @@
-"""The cases of ``tests/runtime/cuda_cases.py`` on a real device."""
+"""The cases of ``tests/runtime/cuda_cases.py`` and ``device_cases.py`` on a real device."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pixelrt.runtime.cuda import Cuda, RealCuda
 from pixelrt.runtime.memory import HostPool
 from pixelrt.runtime.stages import FlowShape, TileFlow
 from tests.runtime.cuda_cases import CASES, copying, photo, through
+from tests.runtime.device_cases import DEVICE_CASES
 
 SLACK = 64 * 2**20
 """Other processes on the GPU come and go."""
@@ -32,7 +33,7 @@ def no_leak(cuda: RealCuda) -> Iterator[None]:
     assert cuda.memory_info()[0] > before - SLACK
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+@pytest.mark.parametrize("case", CASES + DEVICE_CASES, ids=lambda case: case.__name__)
 @pytest.mark.usefixtures("no_leak")
 def test_case(cuda: RealCuda, case: Callable[[Cuda], None]) -> None:
     case(cuda)

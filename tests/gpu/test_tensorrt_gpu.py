@@ -34,7 +34,7 @@ from pixelrt.runtime.lanes import EngineLane
 from pixelrt.runtime.pipelines.image import ImageModel
 from pixelrt.runtime.resources import DeviceBuffer, Event, Stream
 from pixelrt.runtime.tiling import run_plan
-from tests.conftest import resized
+from tests.conftest import SMALL_SRGAN, resized
 from tests.gpu.test_memory_gpu import SLACK
 from tests.runtime.plan_cases import INFO
 from tests.test_families import CASES
@@ -236,9 +236,15 @@ def overlaps(one: list[tuple[float, float]], other: list[tuple[float, float]]) -
     return sum(any(a < d and c < b for c, d in other) for a, b in one)
 
 
+HEAVY = {**SMALL_SRGAN, "channels": 64, "blocks": 16}
+"""Enough arithmetic that the host is not what the device waits for."""
+
+
+@pytest.mark.slow
 def test_copies_run_beside_the_compute(
-    plan: Path, trt: TensorRT, monkeypatch: pytest.MonkeyPatch
+    make_bundle: Callable[..., Bundle], trt: TensorRT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    plan = build(make_bundle("srgan", HEAVY), trt, PROFILE)
     cuda = TimedCuda()
     large = np.random.default_rng(0).integers(0, 256, (1, 2048, 2048, 3), np.uint8)
     cut = tiles_of(large[0], 320, 1)

@@ -8,7 +8,10 @@ streams, events and host synchronisation put before it, as a bit mask. ``Hazard`
   the other, whatever order they would have run in;
 - when the host changes memory that a queued copy still reads or writes;
 - when memory is freed, or a stream or graph destroyed, before the host knows its work done;
-- for a double free, an unknown handle, a copy out of bounds, a graph on freed memory.
+- for a double free, an unknown handle, a copy out of bounds or onto itself, a graph on freed
+  memory.
+
+Rows of strided copies count exactly: two that interleave have no byte in common.
 
 Results that the host reads too early, and memory read before it was written, hold noise.
 ``assert_clean`` finds what was not released. ``fail_at`` makes one call fail (releases and
@@ -25,10 +28,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from pixelrt.errors import BackendError, OutOfMemoryError
 from pixelrt.geometry import round_up
-from pixelrt.runtime.cuda import CopyKind
+from pixelrt.runtime.cuda import CopyKind, Rows
 from pixelrt.runtime.memory import host_view
 
 LEGACY, PER_THREAD = 1, 2
@@ -50,22 +54,46 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes ``start`` to ``stop`` of an allocation."""
+    """``height`` rows of ``width`` bytes of an allocation, the first at ``start``.
+
+    Each row begins ``pitch`` bytes after the one before; what lies between is not touched.
+    """
 
     allocation: Allocation
     start: int
-    stop: int
+    width: int
+    pitch: int = 0
+    height: int = 1
+
+    @property
+    def stop(self) -> int:
+        return self.start + (self.height - 1) * self.pitch + self.width
 
     @property
     def view(self) -> np.ndarray[Any, Any]:
-        return self.allocation.array[self.start : self.stop]
+        """(width,) or (height, width)."""
+        return as_rows(self.allocation.array[self.start : self.stop], self)
 
     def meets(self, other: Span) -> bool:
-        return (
-            self.allocation is other.allocation
-            and self.start < other.stop
-            and other.start < self.stop
-        )
+        """Whether a byte belongs to both."""
+        if self.allocation is not other.allocation:
+            return False
+        if self.stop <= other.start or other.stop <= self.start:
+            return False
+        first = self.start + np.arange(self.height) * self.pitch
+        # The last row of the other one that begins before a row of ours ends: those before
+        # it end earlier still.
+        step = max(1, other.pitch)
+        near = np.minimum((first + self.width - 1 - other.start) // step, other.height - 1)
+        ends = other.start + near * other.pitch + other.width
+        return bool(np.any((near >= 0) & (ends > first)))
+
+
+def as_rows(flat: np.ndarray[Any, Any], rows: Span | Rows) -> np.ndarray[Any, Any]:
+    """A view of ``flat``, which begins where the rows begin."""
+    if rows.height == 1:
+        return flat[: rows.width]
+    return as_strided(flat, (rows.height, rows.width), (rows.pitch, 1))
 
 
 @dataclass(eq=False)
@@ -142,12 +170,24 @@ class FakeCuda:
         self._next_address = 0x7F00_0000_0000
         self._next_handle = 0x1000
         self.peak = 0
+        self.current = 0
 
     # the device
 
-    def activate(self) -> None:
+    device = 0
+
+    def activate(self, device: int | None = None) -> None:
         with self._call("activate"):
-            pass
+            self.current = self.device if device is None else device
+
+    def current_device(self) -> int:
+        with self._call("current_device"):
+            return self.current
+
+    def synchronize(self) -> None:
+        with self._call("synchronize", unsafe=True, takes_effect=True):
+            if self.current == self.device:
+                self._reach((1 << len(self.operations)) - 1)
 
     def device_count(self) -> int:
         return 1
@@ -267,16 +307,14 @@ class FakeCuda:
 
     def copy(self, destination: int, source: int, size: int, kind: CopyKind, stream: int) -> None:
         with self._call("copy"):
-            target = self._span(destination, size, "host" if kind == "d2h" else "device")
-            origin = self._span(source, size, "host" if kind == "h2d" else "device")
-            if target is None:
-                self._copy_to_pageable(destination, origin, stream)
-            elif origin is None:
-                staged = host_view(source, size).copy()
-                self._enqueue(stream, self._copy_operation(kind, target, None, staged))
-            else:
-                snapshot = self._watch(target, origin, kind)
-                self._enqueue(stream, self._copy_operation(kind, target, origin, snapshot))
+            target, origin = Rows(destination, size, size, 1), Rows(source, size, size, 1)
+            self._copy(target, origin, kind, stream)
+
+    def copy_2d(self, target: Rows, source: Rows, kind: CopyKind, stream: int) -> None:
+        with self._call("copy_2d"):
+            if (target.width, target.height) != (source.width, source.height):
+                raise Hazard(f"{source} does not fit {target}")
+            self._copy(target, source, kind, stream)
 
     def fill(self, address: int, value: int, size: int, stream: int) -> None:
         with self._call("fill"):
@@ -459,6 +497,20 @@ class FakeCuda:
         found.after |= operation.before | 1 << operation.index
         self.operations.append(operation)
 
+    def _copy(self, destination: Rows, source: Rows, kind: CopyKind, stream: int) -> None:
+        target = self._span(destination, "host" if kind == "d2h" else "device")
+        origin = self._span(source, "host" if kind == "h2d" else "device")
+        if target is None:
+            self._copy_to_pageable(destination, origin, stream)
+        elif origin is None:
+            staged = pageable(source).copy()
+            self._enqueue(stream, self._copy_operation(kind, target, None, staged))
+        elif target.meets(origin):
+            raise Hazard("a copy between rows that overlap")
+        else:
+            snapshot = self._watch(target, origin, kind)
+            self._enqueue(stream, self._copy_operation(kind, target, origin, snapshot))
+
     def _copy_operation(
         self,
         kind: str,
@@ -482,32 +534,33 @@ class FakeCuda:
         if any(not self.done >> op.index & 1 for op in host.allocation.users):
             return None
         if kind == "d2h":
-            host.view[:] = self.noise.integers(0, 256, host.stop - host.start, np.uint8)
+            host.view[:] = self.noise.integers(0, 256, host.view.shape, np.uint8)
         return host.view.copy()
 
-    def _copy_to_pageable(self, destination: int, origin: Span | None, stream: int) -> None:
+    def _copy_to_pageable(self, destination: Rows, origin: Span | None, stream: int) -> None:
         """CUDA returns from such a copy once it is complete."""
         if origin is None:
             raise Hazard("a copy within host memory")
         operation = Operation("d2h to pageable memory", (origin,), (), lambda: None)
         self._enqueue(stream, operation)
         self._reach(self.streams[stream].after)
-        host_view(destination, origin.stop - origin.start)[:] = origin.view
+        pageable(destination)[:] = origin.view
 
-    def _span(self, address: int, size: int, kind: str) -> Span | None:
-        """The span at an address; ``None`` for host memory that is not pinned."""
+    def _span(self, rows: Rows, kind: str) -> Span | None:
+        """The span of an address; ``None`` for host memory that is not pinned."""
+        size = (rows.height - 1) * rows.pitch + rows.width
         for item in self.allocations.values():
-            if item.address <= address < item.address + item.size:
-                start = address - item.address
+            if item.address <= rows.address < item.address + item.size:
+                start = rows.address - item.address
                 if item.kind != kind or start + size > item.size:
                     raise Hazard(f"{size} bytes at {start} of {item.size} bytes of {item.kind}")
-                return Span(item, start, start + size)
+                return Span(item, start, rows.width, rows.pitch, rows.height)
         if kind == "device":
             raise Hazard("device memory that was never allocated or is freed")
         return None
 
     def _device(self, address: int, size: int) -> Span:
-        span = self._span(address, size, "device")
+        span = self._span(Rows(address, size, size, 1), "device")
         assert span is not None
         return span
 
@@ -535,3 +588,9 @@ class FakeCuda:
         if handle not in table:
             raise Hazard(f"no such {what}: never made, or destroyed")
         return table[handle]
+
+
+def pageable(rows: Rows) -> np.ndarray[Any, Any]:
+    """Host memory that the fake did not allocate."""
+    size = (rows.height - 1) * rows.pitch + rows.width
+    return as_rows(host_view(rows.address, size), rows)

@@ -119,7 +119,8 @@ class Net:
 class FakeTensorRT:
     """The module's world: its device, its functions, and what was asked of it.
 
-    ``refuse``: a method of TensorRT that fails from now on.
+    ``refuse``: a method of TensorRT that fails from now on. ``location``, ``format`` and
+    ``swapped``: what engines say of their tensors.
     """
 
     def __init__(
@@ -139,6 +140,9 @@ class FakeTensorRT:
         self.capturable = capturable
         self.weights = weights
         self.refuse = ""
+        self.location = TensorLocation.DEVICE
+        self.format = TensorFormat.LINEAR
+        self.swapped = False
         self.executed: list[tuple[int, ...]] = []
         self.contexts = 0
         self.host_code: list[bool] = []
@@ -159,6 +163,10 @@ class FakeTensorRT:
             engine_host_code_allowed = False
 
             def __init__(self, logger: Any) -> None:
+                here = world()
+                if here is not None and here.refuse == "Runtime":
+                    logger.log(0, "planted refusal of Runtime")
+                    raise TypeError("factory function returned nullptr")
                 self.logger = logger
 
             def deserialize_cuda_engine(self, data: Any) -> Any:
@@ -252,16 +260,17 @@ class FakeEngine:
         return list(self.tensors)[index]
 
     def get_tensor_mode(self, name: str) -> TensorIOMode:
-        return TensorIOMode.INPUT if name == self.net.source.name else TensorIOMode.OUTPUT
+        first = (name == self.net.source.name) != self.world.swapped
+        return TensorIOMode.INPUT if first else TensorIOMode.OUTPUT
 
     def get_tensor_dtype(self, name: str) -> DataType:
         return DataType[KINDS[self.tensors[name].dtype]]
 
     def get_tensor_location(self, name: str) -> TensorLocation:
-        return TensorLocation.DEVICE
+        return self.world.location
 
     def get_tensor_format(self, name: str) -> TensorFormat:
-        return TensorFormat.LINEAR
+        return self.world.format
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         spec = self.tensors[name]
@@ -312,6 +321,8 @@ class FakeContext:
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         self._change()
+        if self.world.refuse == "set_optimization_profile_async":
+            return self._refuse("planted refusal of set_optimization_profile_async")
         if not 0 <= index < self.engine.num_optimization_profiles:
             return self._refuse(f"profile index {index} is out of range")
         self.active_optimization_profile, self.shape = index, None
@@ -345,6 +356,9 @@ class FakeContext:
 
     def update_device_memory_size_for_shapes(self) -> int:
         self._change()
+        if self.world.refuse == "update_device_memory_size_for_shapes":
+            self._refuse("planted refusal of update_device_memory_size_for_shapes")
+            return 0
         if self.shape is None:
             return 0
         shape = image_shape(self.engine.net.source, self.shape)
@@ -359,6 +373,8 @@ class FakeContext:
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._change()
+        if self.world.refuse == "set_tensor_address":
+            return self._refuse("planted refusal of set_tensor_address")
         if name not in self.engine.tensors or address % 256:
             return self._refuse(f"no tensor {name}, or address {address:x} is not aligned")
         self.addresses[name] = address

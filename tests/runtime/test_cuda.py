@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pixelrt.errors import BackendError, OutOfMemoryError
-from pixelrt.runtime.cuda import Cuda, RealCuda, load_api
+from pixelrt.runtime.cuda import Cuda, RealCuda, Rows, load_api
 from tests.runtime.fake_cuda import FakeCuda
 
 NAMES = {
@@ -44,6 +44,7 @@ class Api:
         self.codes = codes or {}
         self.calls: list[tuple[Any, ...]] = []
         self.values: dict[str, tuple[Any, ...]] = {
+            "cudaGetDevice": (0,),
             "cudaGetDeviceCount": (1,),
             "cudaGetDeviceProperties": (SimpleNamespace(name=b"NVIDIA H200"),),
             "cudaDeviceGetAttribute": (9,),
@@ -75,8 +76,12 @@ class Api:
         return 0, NAMES[code][1]
 
 
+TARGET, SOURCE = Rows(1, 8, 3, 2), Rows(4, 5, 3, 2)
+
 USES: dict[str, Callable[[Cuda], object]] = {
     "cudaSetDevice": lambda cuda: cuda.activate(),
+    "cudaGetDevice": lambda cuda: cuda.current_device(),
+    "cudaDeviceSynchronize": lambda cuda: cuda.synchronize(),
     "cudaGetDeviceCount": lambda cuda: cuda.device_count(),
     "cudaGetDeviceProperties": lambda cuda: cuda.device_name(),
     "cudaDeviceGetAttribute": lambda cuda: cuda.compute_capability(),
@@ -96,6 +101,7 @@ USES: dict[str, Callable[[Cuda], object]] = {
     "cudaEventSynchronize": lambda cuda: cuda.event_synchronize(12),
     "cudaEventElapsedTime": lambda cuda: cuda.event_elapsed(12, 12),
     "cudaMemcpyAsync": lambda cuda: cuda.copy(1, 2, 3, "h2d", 11),
+    "cudaMemcpy2DAsync": lambda cuda: cuda.copy_2d(TARGET, SOURCE, "d2d", 11),
     "cudaMemsetAsync": lambda cuda: cuda.fill(4096, 0, 64, 11),
     "cudaStreamBeginCapture": lambda cuda: cuda.capture_begin(11),
     "cudaStreamEndCapture": lambda cuda: cuda.capture_end(11),
@@ -133,7 +139,7 @@ def test_every_return_code_is_checked(call: str) -> None:
 
 def test_every_method_is_among_them() -> None:
     methods = {name for name in vars(Cuda) if not name.startswith("_")}
-    used = {name for use in USES.values() for name in use.__code__.co_names}
+    used = {name for use in USES.values() for name in use.__code__.co_names if name.islower()}
     assert methods == used
     assert methods <= set(dir(FakeCuda))
 
@@ -217,6 +223,10 @@ def test_values_come_through() -> None:
     for number, kind in enumerate(("h2d", "d2h", "d2d"), 1):
         cuda.copy(1, 2, 3, kind, 11)
         assert api.calls[-1] == ("cudaMemcpyAsync", 1, 2, 3, number, 11)
+    USES["cudaMemcpy2DAsync"](cuda)
+    assert api.calls[-1] == ("cudaMemcpy2DAsync", 1, 8, 4, 5, 3, 2, 3, 11)
+    cuda.activate(7)
+    assert api.calls[-1] == ("cudaSetDevice", 7)
 
 
 def test_a_function_that_the_driver_lacks() -> None:
@@ -234,7 +244,8 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     with pytest.raises(BackendError) as caught:
         RealCuda()
-    assert caught.value.hint == "pip install 'pixelrt[tensorrt]'"
+    for extra in ("cuda", "rtx", "tensorrt"):
+        assert f"pixelrt[{extra}]" in caught.value.hint
 
 
 def test_this_machine_has_a_device_or_says_why_not() -> None:

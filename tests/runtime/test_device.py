@@ -6,6 +6,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,19 +18,26 @@ from hypothesis import strategies as st
 
 from pixelrt.errors import BackendError, OutOfMemoryError, UsageError
 from pixelrt.geometry import Size, plan_tiles
-from pixelrt.plans.profiles import Shape
+from pixelrt.plans.profiles import Profile, Shape
+from pixelrt.runtime.backends.base import Sample, TileSession
 from pixelrt.runtime.device import FLOWS, DeviceSession
+from pixelrt.runtime.device_planning import device_budget, device_planner
+from pixelrt.runtime.engine import output_shape
 from pixelrt.runtime.fitting import Batch, DevicePlan
+from pixelrt.runtime.flow_plan import Maps
 from pixelrt.runtime.lanes import CAPACITY, EngineLane
 from pixelrt.runtime.memory import Arena, PageableMemoryWarning
+from pixelrt.runtime.planning import RunOptions
 from pixelrt.runtime.resources import DeviceBuffer, Stream, settled
-from pixelrt.runtime.stages import Maps
 from pixelrt.runtime.tiling import run_plan
 from pixelrt.runtime.work import WorkMemory
+from pixelrt.spec import ReceptiveField, TensorSpec
+from tests.bundles import write_bundle
 from tests.runtime.fake_cuda import FakeCuda, Hazard
 from tests.runtime.fake_tensorrt import Array, FakeTensorRT
 from tests.runtime.plan_cases import (
     FUNCTIONS,
+    INFO,
     blurred,
     core,
     core_net,
@@ -75,7 +85,8 @@ RUNS = st.fixed_dictionaries(
 def run_case(cuda: FakeCuda, case: dict[str, Any], images: Array, runs: int = 3) -> list[Array]:
     low = case["batch"] if case["fixed"] else 1
     profile = f"{low}x1x1,{case['batch']}x8x8,{case['batch']}x64x64"
-    net = image_net("blurred", profile, work_per_pixel=case["work"])
+    # the second profile: every context has to switch to it
+    net = image_net("blurred", "9x64x64", profile, work_per_pixel=case["work"])
     plan = plan_of(case)
     session, _ = session_of(
         cuda,
@@ -289,7 +300,7 @@ def test_flows_of_other_shapes_go_when_there_are_many_or_memory_is_short() -> No
     cuda = FakeCuda()
     session, _ = session_of(cuda, image_net("blurred", ANY))
     with session:
-        for side in range(8, 8 + 2 * FLOWS):
+        for side in range(8 + 2 * FLOWS, 8, -1):
             images = picture(side, side)
             np.testing.assert_array_equal(
                 session.infer({"image": images})["result"], blurred(images)
@@ -332,16 +343,25 @@ def test_many_addresses_do_not_pile_up_contexts() -> None:
 
 
 @pytest.mark.parametrize(
-    "refuse", ["create_execution_context", "set_input_shape", "execute_async_v3"]
+    "refuse",
+    [
+        "create_execution_context",
+        "set_optimization_profile_async",
+        "set_input_shape",
+        "update_device_memory_size_for_shapes",
+        "set_tensor_address",
+        "execute_async_v3",
+    ],
 )
 def test_what_tensorrt_refuses_comes_in_its_words_and_leaves_nothing(refuse: str) -> None:
     cuda = FakeCuda()
-    session, world = session_of(cuda, image_net("blurred", ANY))
+    session, world = session_of(cuda, image_net("blurred", "64x64", ANY))
     with session:
         world.refuse = refuse
-        with pytest.raises(BackendError, match="planted refusal") as caught:
+        with pytest.raises(BackendError) as caught:
             session.infer({"image": picture(8, 8)})
         assert "11.4.0" in caught.value.message
+        assert f"planted refusal of {refuse}" in caught.value.found
         world.refuse = ""
         np.testing.assert_array_equal(
             session.infer({"image": picture(8, 8)})["result"], blurred(picture(8, 8))
@@ -461,3 +481,101 @@ def test_what_is_dropped_is_done_before() -> None:
             lane(lane.stream, source, result, images.shape)
         assert len(lane) == CAPACITY
     cuda.assert_clean()
+
+
+# --- an engine that looks after its own memory -----------------------------------------------
+
+
+class PlainEngine:
+    """As a library without profiles, with memory of its own and one stream at a time."""
+
+    info = INFO
+    inputs = (TensorSpec("image", "uint8", ("N", "H", "W", 3)),)
+    outputs = (TensorSpec("result", "uint8", ("N", "2*H", "2*W", 3)),)
+    profiles: tuple[Profile, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    recordable = False
+    max_lanes = 1
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.cuda = cuda
+        self.open = 0
+        self.bound: list[Shape] = []
+
+    def work_bytes(self, shape: Shape) -> None:
+        return None
+
+    def result_shape(self, shape: Shape) -> tuple[int, ...]:
+        return output_shape(self.outputs[0], shape)
+
+    def lane(self, stream: Stream) -> PlainLane:
+        self.open += 1
+        assert self.open <= self.max_lanes
+        return PlainLane(self, stream)
+
+    def close(self) -> None:
+        assert not self.open
+
+
+class PlainLane:
+    def __init__(self, engine: PlainEngine, stream: Stream) -> None:
+        self.engine, self.stream = engine, stream
+
+    def bind(
+        self, shape: Shape, source: DeviceBuffer, result: DeviceBuffer, work: DeviceBuffer | None
+    ) -> PlainBound:
+        assert work is None
+        self.engine.bound.append(shape)
+        return PlainBound(self, shape, source, result)
+
+    def close(self) -> None:
+        self.engine.open -= 1
+
+
+@dataclass
+class PlainBound:
+    lane: PlainLane
+    shape: Shape
+    source: DeviceBuffer
+    result: DeviceBuffer
+
+    def launch(self) -> None:
+        dims = (self.shape.batch, self.shape.height, self.shape.width, 3)
+        size = prod(dims)
+
+        def run(values: Array, out: Array) -> None:
+            out[:] = blurred(values.reshape(dims)).reshape(-1)
+
+        reads, writes = [(self.source.address, size)], [(self.result.address, 4 * size)]
+        self.lane.engine.cuda.kernel(self.lane.stream.handle, reads, writes, run)
+
+    def close(self) -> None:
+        self.lane = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_an_engine_with_memory_of_its_own(tmp_path: Path, streams: int) -> None:
+    """Tiles are planned by the manifest's estimate; several streams become the one there is."""
+    field = ReceptiveField(1, 1)
+    manifest = write_bundle(tmp_path / "x.pixelrt", field=field, per_pixel=500).manifest
+    cuda = FakeCuda(memory=1_000_000)
+    engine = PlainEngine(cuda)
+    with DeviceSession(cuda, engine) as session:
+        assert isinstance(session, TileSession)
+        options = RunOptions(streams=streams)
+        images = picture(70, 60)
+        planner = device_planner(Size(70, 60), 1, manifest, options, session)
+        plan = planner(device_budget(session, options))
+        assert len(plan.tiles) > 1
+        per_pixel = 500 + 15 * 2 * streams
+        assert plan.batch.size * plan.tiles.tile.pixels * per_pixel < 900_000
+        np.testing.assert_array_equal(tiled(session, images, plan), blurred(images))
+        assert not session.notes
+    assert not engine.open
+    assert engine.bound
+    cuda.assert_clean()
+
+
+def test_an_output_of_unknown_size_is_refused() -> None:
+    with pytest.raises(BackendError, match="cannot be told"):
+        output_shape(TensorSpec("y", "uint8", ("N", "H+1", "W", 3)), Shape(1, 8, 8))

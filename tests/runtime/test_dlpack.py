@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pixelrt.errors import ImageError
-from pixelrt.runtime import dlpack
+from pixelrt.runtime import dlpack_layout
 from pixelrt.runtime.dlpack import dlpack_array
 from pixelrt.runtime.resources import Stream
 from tests.runtime.fake_cuda import FakeCuda
@@ -36,7 +36,7 @@ class Producer:
 @pytest.fixture
 def cpu_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the memory that numpy hands over for a device's."""
-    monkeypatch.setattr(dlpack, "CUDA_DEVICE", CPU_DEVICE)
+    monkeypatch.setattr(dlpack_layout, "CUDA_DEVICE", CPU_DEVICE)
 
 
 @pytest.mark.usefixtures("cpu_counts")

@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from pixelrt.bundle import Bundle
+from pixelrt.bundle import Bundle, encode_reference
+from pixelrt.cli.verify import run_checks
 from pixelrt.errors import (
     BackendError,
     FidelityError,
@@ -38,7 +39,7 @@ from pixelrt.runtime.pipelines.image import ImageModel
 from pixelrt.spec import ReceptiveField
 from tests.bundles import image_spec, nearest, write_bundle
 from tests.runtime.fake_cuda import FakeCuda
-from tests.runtime.fake_tensorrt import Array, digest
+from tests.runtime.fake_tensorrt import Array, TensorFormat, TensorLocation, digest
 from tests.runtime.plan_cases import FUNCTIONS, GPU, Desk, core_net, image_net
 from tests.runtime.test_cuda import Api
 
@@ -320,6 +321,69 @@ def test_an_engine_that_is_not_what_its_facts_say(desk: Desk, case: str) -> None
     desk.cuda.assert_clean()
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"location": TensorLocation.HOST}, "image is not in device memory"),
+        ({"format": TensorFormat.CHW4}, "image is not contiguous"),
+        ({"swapped": True}, "image is no input"),
+    ],
+)
+def test_tensors_of_another_kind(desk: Desk, change: dict[str, Any], words: str) -> None:
+    desk.build(image_net("image", DYNAMIC))
+    vars(desk.world).update(change)
+    with pytest.raises(InputError, match="is not what its facts say") as caught:
+        model(desk, backend="tensorrt").session()
+    assert words in caught.value.found
+    desk.cuda.assert_clean()
+
+
+def test_an_engine_whose_result_has_another_size(desk: Desk) -> None:
+    """Three times as large where the graph says two: seen before anything is written."""
+    net = image_net("image", DYNAMIC)
+    desk.build(replace(net, result=replace(net.result, shape=("N", "3*H", "3*W", 3))))
+    with pytest.raises(BackendError, match="another size than its graph") as caught:
+        model(desk, backend="tensorrt").session()
+    assert caught.value.expected == "(1, 18, 18, 3)"
+    desk.cuda.assert_clean()
+
+
+def test_tensorrt_that_does_not_start(desk: Desk) -> None:
+    desk.build(image_net("image", DYNAMIC))
+    desk.world.refuse = "Runtime"
+    with pytest.raises(BackendError, match="could not start") as caught:
+        model(desk, backend="tensorrt").session()
+    assert "planted refusal of Runtime" in caught.value.found
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"no npz", "allow_pickle"),
+        (
+            encode_reference(
+                np.zeros((1, 9, 8, 3), np.uint8), np.zeros((1, 3, 18, 16), np.float32)
+            ),
+            "uint8 (1, 9, 8, 3)",
+        ),
+        (
+            encode_reference(np.zeros((1, 24, 24, 3), np.uint8), np.zeros(3, np.float32)),
+            "float32 (3,)",
+        ),
+    ],
+)
+def test_a_sample_that_is_none(desk: Desk, data: bytes, words: str) -> None:
+    path = desk.build(image_net("image", DYNAMIC))
+    facts = plan_at(path).facts
+    entry = msgspec.structs.replace(facts.files["sample.npz"], sha256=digest(data), bytes=len(data))
+    path.with_name("net.plan.sample.npz").write_bytes(data)
+    sealed(path, msgspec.structs.replace(facts, files={**facts.files, "sample.npz": entry}))
+    with pytest.raises(InputError, match=r"sample\.npz of the plan in .* is no sample") as caught:
+        model(desk, backend="tensorrt").session()
+    assert words in caught.value.found
+    desk.cuda.assert_clean()
+
+
 MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "another GPU": ({"gpu": "NVIDIA Other"}, "it was tuned for NVIDIA Other, this is NVIDIA Fake"),
     "another capability": ({"capabilities": ["sm75"]}, "(sm75), this is NVIDIA Fake 100 (sm90)"),
@@ -446,6 +510,24 @@ def test_a_stripped_plan_without_its_graph(desk: Desk) -> None:
     with pytest.raises(InputError, match="stripped of its weights") as caught:
         model(desk, backend="tensorrt").session()
     assert "0 graphs beside it" in caught.value.found
+    desk.cuda.assert_clean()
+
+
+def test_verify_checks_the_plan_that_fits_and_speaks_of_the_other(desk: Desk) -> None:
+    target = PlanTarget("tensorrt", "10.9.0", ["sm90"], GPU, "13.0", "linux-x86_64")
+    desk.build(image_net("image", DYNAMIC), target=target)
+    desk.build(image_net("image", DYNAMIC), name="fits")
+    checks, absent = run_checks(desk.bundle, (desk.backend(), host()))
+    assert [(one.info.name, one.role, one.sample.name) for one in checks if one.passed] == [
+        ("tensorrt", "image", "photo-small"),
+        ("tensorrt", "image", "photo-plan"),
+        ("fake", "core", "photo-small"),
+        ("fake", "image", "photo-small"),
+    ]
+    told = "\n".join(map(str, absent))
+    assert "tensorrt, image graph: " in told
+    assert "it was built by tensorrt 10.9.0" in told
+    assert "no plan of the core graph" in told
     desk.cuda.assert_clean()
 
 

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
-from pixelrt.bundle import Bundle
+from pixelrt.bundle import Bundle, open_bundle
 from pixelrt.engines.build import BuildOptions, build_plan
+from pixelrt.engines.make import Request, make_plan
 from pixelrt.errors import BackendError
+from pixelrt.manifest import FileEntry
 from pixelrt.plans.profiles import parse_profile
-from pixelrt.plans.store import StoredPlan
+from pixelrt.plans.store import ENGINES, StoredPlan, plan_at, write_plan
+from pixelrt.plans.target import Capability, Target, system_name
 from pixelrt.plans.tensorrt import TensorRT, listening, load_tensorrt, logger_of
+from pixelrt.runtime.backends.onnxruntime import OnnxRuntimeCpu
+from pixelrt.runtime.backends.tensorrt import Machine, TensorRTBackend
 from pixelrt.runtime.cuda import Cuda, RealCuda
+from pixelrt.runtime.load import bundle_path
+from pixelrt.runtime.pipelines.image import ImageModel
 from pixelrt.runtime.trt_loading import load_plan
 from tests.engines.support import required_tensorrt
 from tests.runtime.fake_cuda import FakeCuda
-from tests.runtime.plan_cases import INFO, facts_of, image_net
+from tests.runtime.fake_tensorrt import FakeTensorRT, Net, digest
+from tests.runtime.plan_cases import GPU, INFO, facts_of, image_net
 
 PROFILE = "1x32x32,1x64x64,1x96x96"
 
@@ -160,3 +172,81 @@ def test_what_is_said_is_heard_by_the_thread_that_asked(trt: TensorRT) -> None:
             logger.log(error, "inner")
         logger.log(error, "outer")
     assert (inner.errors, outer.errors) == (["inner"], ["outer"])
+
+
+# --- what `pixelrt build` writes is what is read ---------------------------------------------
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Bundle:
+    """The shipped bundle, where plans can be written into it."""
+    shutil.copytree(bundle_path("demo"), tmp_path / "demo.pixelrt")
+    return open_bundle(tmp_path / "demo.pixelrt")
+
+
+@pytest.fixture
+def written(demo: Bundle, trt: TensorRT) -> Path:
+    options = BuildOptions((parse_profile(PROFILE),), precision="float16")
+    here = Target(trt.flavour, trt.version, (Capability(9, 0),), GPU, "13.0", system_name())
+    facts, files, _ = make_plan(Request(demo, "image", options, here), trt)
+    path = demo.root / ENGINES / str(here) / "image.plan"
+    write_plan(path, facts, files)
+    return path
+
+
+def backend_at(path: Path, trt: TensorRT, cuda: Cuda) -> TensorRTBackend:
+    machine = Machine(
+        installed=lambda _: True,
+        load=lambda _: trt,
+        cuda=lambda: cuda,
+        target=lambda *_: plan_at(path).facts.bound_to,
+    )
+    return TensorRTBackend(trt.flavour, machine=machine)
+
+
+def test_a_plan_that_was_built_is_found_and_given_to_tensorrt(
+    demo: Bundle, written: Path, trt: TensorRT, cuda: Cuda
+) -> None:
+    backend = backend_at(written, trt, cuda)
+    (offer,) = backend.offers(demo, "image")
+    assert offer.info.engine == plan_at(written).facts.sha256[:12]
+    assert offer.info.precision == "float16"
+    if isinstance(cuda, RealCuda):
+        pytest.skip("with a GPU, tests/gpu goes on from here")
+    with pytest.raises(BackendError, match="could not load the plan") as caught:
+        offer.open()
+    assert "cudaError 35" in caught.value.found
+
+
+def test_its_facts_and_samples_drive_a_run(
+    demo: Bundle, written: Path, trt: TensorRT, photo: Any
+) -> None:
+    """Real facts and samples; in place of the engine, the bundle's graph on the fakes."""
+    from onnxruntime import InferenceSession
+
+    graph = demo.component.graph("image")
+    session = InferenceSession(demo.path(graph.file), providers=["CPUExecutionProvider"])
+
+    def network(images: Any) -> Any:
+        return session.run(None, {graph.inputs[0].name: images})[0]
+
+    facts = plan_at(written).facts
+    net = Net("demo", graph.inputs[0], graph.outputs[0], facts.shapes())
+    files = {name: bytes(data) for name, data in plan_at(written).read().items()}
+    files[facts.plan] = net.plan()
+    entry = FileEntry(digest(net.plan()), len(net.plan()))
+    entries = {**facts.files, facts.plan: entry}
+    write_plan(written, msgspec.structs.replace(facts, files=entries), files)
+    fake = FakeCuda()
+    world = FakeTensorRT(fake, {"demo": network}, version=facts.target.version)
+    picture = photo[:180, :230]
+    with (
+        ImageModel(demo, backends=(backend_at(written, world.trt, fake),)) as model,
+        ImageModel(demo, backends=(OnnxRuntimeCpu(),)) as plain,
+    ):
+        result = model(picture, streams=2)
+        assert [one.name for one in model.session().samples] == ["photo-1x64x64"]
+        assert (1, 64, 64, 3) in world.executed
+        assert np.abs(result.astype(int) - plain(picture)).max() <= 1
+        assert len(model.plan(180, 230)) > 1
+    fake.assert_clean()

@@ -24,6 +24,7 @@ from pixelrt.export.families.swin2sr_config import DEFAULTS, settle
 from pixelrt.export.families.swin2sr_infer import WINDOW_BUFFERS, infer
 from pixelrt.export.families.swin2sr_keys import to_authors_name, to_library_names
 from pixelrt.export.networks.swin2sr import Swin2SR
+from pixelrt.export.networks.swin2sr_openvino import OpenVINOSwin2SR
 from pixelrt.export.recipe import Config, Network, Recipe, Tensors, Variant
 from pixelrt.spec import ImageSpec, Tolerance
 
@@ -215,7 +216,8 @@ def _network(model: Swin2SRForImageSuperResolution, config: Config) -> Network:
         # With another window the library's two paddings do not make one grid.
         library_divisor=divisor if divisor == multiple else 0,
     )
-    return Network(config=config, image=image, reference=reference.eval(), graph=graph)
+    variants = {"openvino": OpenVINOSwin2SR(model, config["maths"])}
+    return Network(config, image, reference.eval(), graph, variants)
 
 
 # Random weights -----------------------------------------------------------------------------

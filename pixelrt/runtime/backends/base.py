@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from pixelrt.bundle import Bundle
 from pixelrt.manifest import GraphRole
 from pixelrt.plans.profiles import Profile, Shape
-from pixelrt.spec import TensorSpec
+from pixelrt.spec import ImageSpec, TensorSpec
 
 if TYPE_CHECKING:
     from pixelrt.runtime.fitting import DevicePlan
-    from pixelrt.runtime.stages import Maps
+    from pixelrt.runtime.flow_plan import Maps
+    from pixelrt.runtime.interop import DeviceArray
 
 Array = NDArray[Any]
 
@@ -31,7 +32,8 @@ class BackendInfo:
     device: str
     """The device in words, e.g. the processor's model name."""
     precision: str
-    """The arithmetic of the products: ``float32``, ``float16``, ``bfloat16``."""
+    """The arithmetic of the products: ``float32``, ``float16``, ``bfloat16``, or ``tf32``, float32
+    rounded to 10 bits of mantissa before it is multiplied."""
     engine: str = ""
     """What is executed in place of the graph itself: a plan's digest, a compiled variant."""
     memory_share: float = 1.0
@@ -131,6 +133,25 @@ class TileSession(Session, Protocol):
 
     def trim(self) -> None:
         """Give back what is kept between images."""
+        ...
+
+
+@runtime_checkable
+class ArraySession(TileSession, Protocol):
+    """A session whose device is one that other libraries keep arrays on: CUDA."""
+
+    def view(self, value: Any, stream: int | None) -> DeviceArray:
+        """An array of another library, in place, ready for ``run_device`` from now on.
+
+        ``stream``: the handle of the caller's stream, which counts before what the array
+        says. Raises ``ImageError`` for what is not on the device, or not contiguous.
+        """
+        ...
+
+    def run_device(
+        self, images: DeviceArray, plan: DevicePlan, out: DeviceArray | None, spec: ImageSpec
+    ) -> DeviceArray:
+        """Queue the network over (N, H, W, C) uint8 and return; see ``DeviceFlow.run``."""
         ...
 
 

@@ -12,6 +12,9 @@ from pixelrt.runtime.backends.openvino_session import open_openvino
 from pixelrt.runtime.backends.openvino_source import Source
 from pixelrt.runtime.machine import processor_flags, processor_name, usable_cpus
 
+VARIANT = "openvino"
+"""The graphs of a bundle that were made for it."""
+
 MEMORY_SHARES = {"float32": 0.75, "bfloat16": 0.6, "float16": 0.6}
 """Peak per pixel, of what plain onnxruntime takes, with a margin. Measured in float32:
 Swin2SR light 0.65, SRGAN 0.63, the demonstration network 0.63, U-Net-256 0.49, ResNet-9 0.27;
@@ -33,7 +36,7 @@ class OnnxRuntimeOpenVino:
         import onnxruntime as ort
 
         plugin = load_plugin()
-        graph = bundle.component.graph(role)
+        graph = bundle.component.graph(role, VARIANT)
         version = f"{plugin.version} in onnxruntime {ort.__version__}"
         offers = []
         for precision in precisions(plugin.capabilities, processor_flags()):
@@ -51,19 +54,21 @@ class OnnxRuntimeOpenVino:
 
 
 def precisions(capabilities: frozenset[str], flags: frozenset[str]) -> tuple[str, ...]:
-    """What this processor computes, fastest first.
+    """What this processor computes in, fastest first.
 
-    ``capabilities``: OpenVINO's, which name all that it can compute in some way: bfloat16
-    everywhere, float16 also where AVX-512 converts it to float32 for every product. On such
-    a processor (AMX without float16) SRGAN took 0.60 s in float16, 0.32 s in float32 and
-    0.05 s in bfloat16. ``flags``: the kernel's, which tell whether there are products of
-    that precision; where it does not tell, float32 goes first.
+    ``capabilities``: OpenVINO's own list, which holds more than is good: bfloat16 everywhere,
+    though with AVX-512 alone it takes four times as long as float32, and with AVX2 alone a run
+    ended in a segmentation fault. ``flags``: the kernel's; where it tells none, float32 it is.
+
+    float16 needs AMX with float16 to be fast. AVX-512 with float16 widens every value to float32
+    first: SRGAN took 0.60 s, 0.32 s in float32 and 0.05 s in bfloat16. It goes last then, for
+    those who ask for it.
     """
-    fast: list[str] = []
-    slow: list[str] = []
-    if "FP16" in capabilities:
-        (fast if "amx_fp16" in flags else slow).append("float16")
-    if "BF16" in capabilities:
-        native = not flags.isdisjoint({"amx_bf16", "avx512_bf16"})
-        (fast if native else slow).append("bfloat16")
-    return (*fast, "float32", *slow)
+    found = ["float32"]
+    if "BF16" in capabilities and not flags.isdisjoint({"amx_bf16", "avx512_bf16"}):
+        found.insert(0, "bfloat16")
+    if "FP16" in capabilities and "amx_fp16" in flags:
+        found.insert(0, "float16")
+    elif "FP16" in capabilities and "avx512_fp16" in flags:
+        found.append("float16")
+    return tuple(found)

@@ -119,14 +119,15 @@ class OpenVinoSession:
                 self._session = None
 
     def _pays(self, shape: tuple[int, ...], seconds: float) -> bool:
-        """Whether runs at ``shape`` have cost enough by now; each shape is tried once."""
+        """Whether runs at ``shape`` have cost so much by now that compiling for it and one run
+        to compare would have paid."""
         with self._lock:
             if self._source is None or self._shape == shape:
                 return False
             if len(self._spent) >= SHAPES_WATCHED:
                 self._spent.clear()
             self._spent[shape] = spent = self._spent.get(shape, 0.0) + seconds
-            return spent * FIXED_GAIN >= self._source.fixed_seconds
+            return spent * FIXED_GAIN >= self._source.fixed_seconds + seconds
 
     def _fix(
         self, shape: tuple[int, ...], feeds: Mapping[str, Array], results: dict[str, Array]

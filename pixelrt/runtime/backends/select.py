@@ -9,6 +9,8 @@ from pixelrt.errors import BackendError, FidelityError, InputError, PixelrtError
 from pixelrt.manifest import GraphRole
 from pixelrt.runtime.backends.base import Backend, Offer, Session
 from pixelrt.runtime.backends.onnxruntime import INSTALL_HINT, OnnxRuntimeCpu
+from pixelrt.runtime.backends.onnxruntime_cuda import ONNXRUNTIME_CUDA
+from pixelrt.runtime.backends.onnxruntime_rtx import ONNXRUNTIME_RTX
 from pixelrt.runtime.backends.openvino import OnnxRuntimeOpenVino
 from pixelrt.runtime.backends.tensorrt import TensorRTBackend
 from pixelrt.runtime.resources import release_quietly
@@ -17,12 +19,14 @@ from pixelrt.runtime.verify import known_failure, require_verified
 BACKENDS: tuple[Backend, ...] = (
     TensorRTBackend("tensorrt"),
     TensorRTBackend("tensorrt-rtx"),
+    ONNXRUNTIME_RTX,
+    ONNXRUNTIME_CUDA,
     OnnxRuntimeOpenVino(),
     OnnxRuntimeCpu(),
 )
 """In the order in which ``auto`` tries them."""
 
-PRECISIONS = ("auto", "float16", "bfloat16", "float32")
+PRECISIONS = ("auto", "float16", "bfloat16", "tf32", "float32")
 
 
 @dataclass(frozen=True)

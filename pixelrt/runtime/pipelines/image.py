@@ -11,27 +11,35 @@ from typing import TYPE_CHECKING, Any, Self, overload
 import numpy as np
 
 from pixelrt.bundle import Bundle
-from pixelrt.errors import ImageError, UsageError
+from pixelrt.errors import BackendError, ImageError, UsageError
 from pixelrt.geometry import Size, TilePlan
 from pixelrt.grid import pad_image
 from pixelrt.manifest import GraphRole, Manifest
-from pixelrt.runtime.backends.base import Array, Backend, BackendInfo, Session, TileSession
+from pixelrt.runtime.backends.base import (
+    Array,
+    ArraySession,
+    Backend,
+    BackendInfo,
+    Session,
+    TileSession,
+)
 from pixelrt.runtime.backends.select import BACKENDS, Choice, PassedOver, open_session
 from pixelrt.runtime.device_planning import device_budget, device_planner
 from pixelrt.runtime.fitting import DevicePlan
+from pixelrt.runtime.flow_plan import Maps
+from pixelrt.runtime.interop import DeviceArray
+from pixelrt.runtime.pipelines.arrays import check_array, levels
+from pixelrt.runtime.pipelines.device_job import run_on_device
 from pixelrt.runtime.pipelines.planes import Route, route_planes
 from pixelrt.runtime.planning import RunOptions, plan_image, with_memory_share
 from pixelrt.runtime.replan import run_with_replan
 from pixelrt.runtime.resources import release_quietly
-from pixelrt.runtime.stages import Maps
 from pixelrt.runtime.tiling import Progress, run_plan
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from pixelrt.runtime.image import Picture
-
-PEAKS = {"uint8": 255, "uint16": 65535, "float32": 1}
 
 
 class ImageModel:
@@ -113,6 +121,42 @@ class ImageModel:
         self._run(role, route, levels(pixels.dtype), options, progress)
         return (
             route.result[..., 0] if array.ndim == 2 and route.result.shape[2] == 1 else route.result
+        )
+
+    def run_device(
+        self,
+        image: Any,
+        *,
+        stream: int | None = None,
+        out: Any = None,
+        **options: Any,
+    ) -> DeviceArray:
+        """Run images that are in GPU memory, without a copy to the host.
+
+        ``image``: uint8 (H, W, C) or (N, H, W, C) with the network's channels, or (H, W) for
+        grey networks, C-contiguous, of any library with ``__cuda_array_interface__`` or
+        DLPack: torch, CuPy, numba, pycuda. ``stream``: the handle of the stream on which the
+        caller works, such as ``torch.cuda.current_stream().cuda_stream``; without it the one
+        that the array names, or the legacy default stream where it names none. ``out``: an
+        array of the result's shape to write into. ``options``: fields of ``RunOptions``.
+
+        Returns once everything is queued: the result may be used in the order of the
+        caller's stream, and ``image`` be changed. It is an array of ``scale`` times the
+        size, in ``out`` or in memory of ours that is freed when nobody holds it any more;
+        other libraries take it in place (``torch.from_dlpack``, ``cupy.asarray``).
+
+        Raises ``ImageError`` for arrays that do not fit, ``BackendError`` where the graph
+        does not run on CUDA, ``OutOfMemoryError``.
+        """
+        session = self.session("image")
+        if not isinstance(session, ArraySession):
+            raise self._not_on_a_gpu(session)
+        self._trim(session)
+        return run_on_device(
+            *(session, self.manifest, image, run_options(options)),
+            stream=stream,
+            out=out,
+            report=self._tell,
         )
 
     def run_core(self, images: Array, options: RunOptions | None = None) -> Array:
@@ -235,6 +279,14 @@ class ImageModel:
             report=self._tell,
         )
 
+    def _not_on_a_gpu(self, session: Session) -> BackendError:
+        reasons = "; ".join(map(str, self.passed_over))
+        return BackendError(
+            f"{session.info} does not run on a GPU",
+            found=reasons,
+            hint="give a host array, or name a GPU backend: `pixelrt doctor` shows them",
+        )
+
     def _trim(self, session: Session) -> None:
         """What the other graph's session keeps is memory for this one."""
         for other in self._sessions.values():
@@ -265,19 +317,6 @@ def _infer(session: Session, role: GraphRole, maps: Maps, tiles: Array) -> Array
     return maps.leave(result.transpose(0, 2, 3, 1) if role == "core" else result)
 
 
-def levels(dtype: np.dtype[Any]) -> Maps:
-    """uint8 as it is; uint16 and float32 through the float graph, in their own range again."""
-    if dtype == np.uint8:
-        return Maps()
-    peak = PEAKS[dtype.name]
-
-    def leave(values: Array) -> Array:
-        values = np.clip(values, 0, 1)
-        return values if peak == 1 else np.rint(values * peak).astype(dtype)
-
-    return Maps(lambda tiles: tiles.astype(np.float32) / np.float32(peak), leave)
-
-
 def run_options(values: dict[str, Any]) -> RunOptions:
     """``RunOptions`` from keyword arguments. Raises ``UsageError`` for unknown names."""
     unknown = set(values) - set(RunOptions.__dataclass_fields__)
@@ -287,35 +326,3 @@ def run_options(values: dict[str, Any]) -> RunOptions:
             expected=", ".join(RunOptions.__dataclass_fields__),
         )
     return RunOptions(**values)
-
-
-def check_array(array: Array) -> Array:
-    """(H, W, C) of a supported kind, or ``ImageError`` saying what was found."""
-    pixels = array[..., None] if array.ndim == 2 else array
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
-        raise ImageError(
-            "this array is no image",
-            found=f"shape {array.shape}",
-            expected="(H, W), (H, W, 1) or (H, W, 3), at least one pixel",
-            hint="pass a PIL.Image to have transparency handled",
-        )
-    if pixels.dtype.name not in PEAKS:
-        raise ImageError(
-            "this array has an unsupported type",
-            found=str(array.dtype),
-            expected="uint8, uint16, or float32 in [0, 1]",
-        )
-    if pixels.dtype == np.float32:
-        _check_range(pixels)
-    return pixels
-
-
-def _check_range(pixels: Array) -> None:
-    low, high = float(pixels.min()), float(pixels.max())
-    if not (low >= -1.0 and high <= 2.0):
-        raise ImageError(
-            "this float image is out of range",
-            found="NaN" if np.isnan(low) else f"values from {low:g} to {high:g}",
-            expected="float32 in [0, 1]",
-            hint="divide by 255, or pass uint8",
-        )
