@@ -64,7 +64,7 @@ def tables_of(text: str) -> str | None:
 
 
 def render(results: Iterable[tuple[str, AnyReport]]) -> str:
-    """Markdown: a section for each file, nothing without files. Trials (``--quick``) are refused."""
+    """Markdown: a section for each file, nothing without any. Trials (``--quick``) are refused."""
     parts = []
     for name, report in results:
         if report.quick:
