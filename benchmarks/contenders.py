@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,13 +56,14 @@ class Opened:
 class Contender:
     """``open`` raises ``PixelrtError`` where it cannot be done here. ``families``: whose
     networks it runs, all without any. ``whole``: it runs an image of any size; the others
-    are given one tile of it."""
+    are given one tile of it. ``pad``: how it extends images; borders depend on it."""
 
     name: str
     settings: str
     open: Callable[[Job], Opened]
     families: tuple[str, ...] = ()
     whole: bool = False
+    pad: Literal["grid", "library"] = "grid"
 
 
 # --- pixelrt --------------------------------------------------------------------------
@@ -268,6 +269,7 @@ PEERS: tuple[Contender, ...] = (
         f"Swin2SRImageProcessor and model, float32, inference_mode, {_ALL_THREADS}",
         open_transformers,
         families=("swin2sr",),
+        pad="library",
     ),
     Contender(
         "onnxruntime bare", f"session.run of the plain export, {_ALL_THREADS}", open_onnxruntime

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -127,7 +128,7 @@ def _side(
 ) -> Side:
     output = jobs.folder / "output.npy"
     peak = worker.save(output)
-    fidelity = run_isolated(output_fidelity, jobs.bundle.root, job.image, output)
+    fidelity = run_isolated(output_fidelity, jobs.bundle.root, job.image, output, contender.pad)
     stability = judge(times, warmed_up=worker.ready.warmup.steady)
     extra = f"; one of {parts} tiles was run, the image is {parts} times that" if parts > 1 else ""
     return Side(
@@ -188,8 +189,11 @@ def count_multiply_adds(bundle: Path, size: Size) -> int:
     return sum(multiply_adds(model.graph, shapes).values())
 
 
-def output_fidelity(bundle: Path, image: Path, output: Path) -> tuple[float | None, str]:
-    """PSNR of an output against the float32 route on the same image, and what was compared."""
+def output_fidelity(
+    bundle: Path, image: Path, output: Path, pad: Literal["grid", "library"] = "grid"
+) -> tuple[float | None, str]:
+    """PSNR of an output against the float32 route on the same image with the same padding,
+    and what was compared."""
     opened = open_bundle(bundle)
     pixels: Pixels = np.load(image)
     picture: Pixels = np.load(output)
@@ -198,5 +202,6 @@ def output_fidelity(bundle: Path, image: Path, output: Path) -> tuple[float | No
         found = f"{picture.shape[1]}x{picture.shape[0]}"
         raise BackendError("the output has the wrong size", found=found, expected=str(high))
     with open_reference(opened) as model:
-        result = compare_output(opened.manifest, pixels, picture, reference_route(model))
-    return result.psnr, result.note
+        result = compare_output(opened.manifest, pixels, picture, reference_route(model, pad))
+    padded = ", padded as the library does" if pad == "library" else ""
+    return result.psnr, result.note + padded

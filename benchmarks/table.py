@@ -64,13 +64,13 @@ def tables_of(text: str) -> str | None:
 
 
 def render(results: Iterable[tuple[str, AnyReport]]) -> str:
-    """Markdown: a section for each file. Trials (``--quick``) are refused."""
+    """Markdown: a section for each file, nothing without any. Trials (``--quick``) are refused."""
     parts = []
     for name, report in results:
         if report.quick:
             raise InputError(f"{name} was made with --quick", hint="measure it again without")
         parts.append("\n".join([*_body(report), "", _source(name, report.origin), ""]))
-    return "\n" + "\n".join(parts) + "\n" if parts else "\nNothing has been measured yet.\n\n"
+    return "\n" + "\n".join(parts) + "\n" if parts else ""
 
 
 def _body(report: AnyReport) -> list[str]:

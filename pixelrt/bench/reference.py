@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,10 +50,11 @@ def open_reference(bundle: Bundle) -> ImageModel:
     return ImageModel(bundle, backend=route.name, precision="float32", backends=(route,))
 
 
-def reference_route(model: ImageModel) -> Route:
-    """Exact tiles where the network allows them, the whole image at once where not."""
+def reference_route(model: ImageModel, pad: Literal["grid", "library"] = "grid") -> Route:
+    """Exact tiles where the network allows them, the whole image at once where not; ``pad``
+    as in ``RunOptions``."""
     local = model.manifest.receptive_field.halo is not None
-    options = RunOptions(tile="auto" if local else "off")
+    options = RunOptions(tile="auto" if local else "off", pad=pad)
     return lambda pixels: model.run_array(pixels, options)
 
 

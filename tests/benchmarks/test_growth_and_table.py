@@ -146,7 +146,7 @@ def test_trials_are_not_shown() -> None:
 def test_tables_go_between_the_markers() -> None:
     page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
     new = with_tables(page, render([]))
-    assert new == f"before\n{BEGIN}\n\nNothing has been measured yet.\n\n{END}\nafter\n"
+    assert new == f"before\n{BEGIN}\n{END}\nafter\n"
     assert with_tables(new, render([])) == new
     with pytest.raises(InputError, match="no place"):
         with_tables("no markers", "x")
