@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -130,7 +131,23 @@ TILED = {
 def test_tiled_equals_untiled(case: str, make_bundle: Callable[..., Bundle], photo: Any) -> None:
     """At least 3x3 tiles: 1e-5 in the float graph, one level in one pixel of 10,000."""
     family, config, tile = TILED[case]
+    check_tiles(make_bundle(family, config), tile, photo)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["swin2sr-2x2", "swin2sr-jpeg"])
+def test_variants_tile_like_the_plain_graphs(
+    case: str, make_bundle: Callable[..., Bundle], photo: Any
+) -> None:
+    family, config, tile = TILED[case]
     bundle = make_bundle(family, config)
+    (variant,) = bundle.component.variants
+    alone = msgspec.structs.replace(bundle.component, graphs=variant.graphs, variants=[])
+    manifest = msgspec.structs.replace(bundle.manifest, components=[alone])
+    check_tiles(Bundle(bundle.root, manifest, bundle.sha256), tile, photo)
+
+
+def check_tiles(bundle: Bundle, tile: int, photo: Any) -> None:
     pixels = resized(photo, 301, 270)
     values = (pixels.astype(np.float32) / np.float32(255)).transpose(2, 0, 1)[None].copy()
     with ImageModel(bundle) as model:
