@@ -50,7 +50,7 @@ from pixelrt.geometry import Size
 from pixelrt.plans.target import Flavour
 from pixelrt.runtime.backends.select import offers_of
 from pixelrt.runtime.backends.tensorrt import TensorRTBackend
-from pixelrt.runtime.cuda import RealCuda
+from pixelrt.runtime.device.cuda import RealCuda
 
 COPY_BYTES = 64 * 2**20
 LARGE = Size(2048, 2048)

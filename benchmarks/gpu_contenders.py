@@ -17,7 +17,7 @@ from pixelrt.geometry import Size
 from pixelrt.grid import grid_size, pad_image
 from pixelrt.plans.target import Flavour
 from pixelrt.runtime.backends.tensorrt import HERE, TensorRTBackend
-from pixelrt.runtime.cuda import Cuda, RealCuda
+from pixelrt.runtime.device.cuda import Cuda, RealCuda
 from pixelrt.runtime.pipelines.image import ImageModel
 from pixelrt.runtime.planning import RunOptions
 

@@ -23,11 +23,11 @@ from pixelrt.manifest import GraphRole
 from pixelrt.plans.target import Flavour
 from pixelrt.runtime.backends.select import offers_of
 from pixelrt.runtime.backends.tensorrt import HERE, Machine, TensorRTBackend
-from pixelrt.runtime.cuda import CopyKind, Cuda
-from pixelrt.runtime.memory import HostPool, PageableMemoryWarning
+from pixelrt.runtime.device.cuda import CopyKind, Cuda
+from pixelrt.runtime.device.memory import HostPool, PageableMemoryWarning
+from pixelrt.runtime.device.resources import DeviceBuffer, Event, Stream, settled
 from pixelrt.runtime.pipelines.image import ImageModel
 from pixelrt.runtime.planning import RunOptions
-from pixelrt.runtime.resources import DeviceBuffer, Event, Stream, settled
 from pixelrt.runtime.verify import check_all
 
 FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")

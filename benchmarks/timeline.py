@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from pixelrt.errors import BackendError
-from pixelrt.runtime.cuda import CopyKind, Cuda
+from pixelrt.runtime.device.cuda import CopyKind, Cuda
 
 KINDS = ("h2d", "compute", "d2h")
 NAMES = {"h2d": "copy in", "compute": "compute", "d2h": "copy out"}

@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 import pixelrt
-from pixelrt.runtime.encode import write_picture
-from pixelrt.runtime.image import read_picture
+from pixelrt.runtime.images.encode import write_picture
+from pixelrt.runtime.images.read import read_picture
 from pixelrt.runtime.planning import RunOptions
 
 CAT = Path(__file__).parent / "photos" / "cat.png"

@@ -43,8 +43,8 @@ from pixelrt.geometry import Size, TilePlan
 from pixelrt.manifest import GraphRole
 from pixelrt.runtime.backends.base import Backend, Session
 from pixelrt.runtime.backends.select import BACKENDS, Choice, open_session
-from pixelrt.runtime.encode import write_picture
-from pixelrt.runtime.image import read_picture
+from pixelrt.runtime.images.encode import write_picture
+from pixelrt.runtime.images.read import read_picture
 from pixelrt.runtime.pipelines.image import ImageModel
 from pixelrt.runtime.planning import RunOptions
 from pixelrt.runtime.verify import check_all, limits_of

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pixelrt.bench.schema import Clocks, Machine
 from pixelrt.errors import BackendError
-from pixelrt.runtime.cuda import RealCuda
+from pixelrt.runtime.device.cuda import RealCuda
 from pixelrt.runtime.machine import processor_name, usable_cpus
 
 CPUINFO = Path("/proc/cpuinfo")

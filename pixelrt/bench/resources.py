@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pixelrt.errors import BackendError
-from pixelrt.runtime.cuda import Cuda, RealCuda
+from pixelrt.runtime.device.cuda import Cuda, RealCuda
 
 PROC = Path("/proc/self")
 INTERVAL = 0.005

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pixelrt.geometry import Size
-from pixelrt.runtime.encode import write_picture
-from pixelrt.runtime.image import Picture, read_picture
+from pixelrt.runtime.images.encode import write_picture
+from pixelrt.runtime.images.read import Picture, read_picture
 
 PHOTO = "astronaut.png"
 QUALITY = 95

@@ -21,8 +21,8 @@ from pixelrt.cli.jobs import Job
 from pixelrt.cli.terminal import tile_bar
 from pixelrt.errors import InputError, OutOfMemoryError, OutputError, PixelrtError
 from pixelrt.geometry import Size
-from pixelrt.runtime.encode import write_picture
-from pixelrt.runtime.image import Picture, read_picture
+from pixelrt.runtime.images.encode import write_picture
+from pixelrt.runtime.images.read import Picture, read_picture
 from pixelrt.runtime.pipelines.image import ImageModel
 from pixelrt.runtime.planning import RunOptions, memory_budget, plan_image
 

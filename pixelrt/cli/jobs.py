@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pixelrt.errors import ImageError, UsageError
-from pixelrt.runtime.image import FORMATS
+from pixelrt.runtime.images.read import FORMATS
 
 
 @dataclass(frozen=True)

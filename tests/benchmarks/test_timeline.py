@@ -23,11 +23,11 @@ from pixelrt.fidelity import PSNR_CEILING
 from pixelrt.geometry import Size
 from pixelrt.runtime.backends.base import TileSession
 from pixelrt.runtime.backends.select import Choice
-from pixelrt.runtime.graphs import GraphCache, GraphedCompute
-from pixelrt.runtime.memory import HostPool
+from pixelrt.runtime.device.graphs import GraphCache, GraphedCompute
+from pixelrt.runtime.device.memory import HostPool
+from pixelrt.runtime.device.resources import DeviceBuffer
+from pixelrt.runtime.device.stages import FlowShape, TileFlow
 from pixelrt.runtime.planning import RunOptions
-from pixelrt.runtime.resources import DeviceBuffer
-from pixelrt.runtime.stages import FlowShape, TileFlow
 from pixelrt.spec import ReceptiveField
 from tests.bundles import nearest, write_bundle
 from tests.cli.test_bench import WellFormed

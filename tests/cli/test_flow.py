@@ -17,7 +17,7 @@ from pixelrt.cli.flow import BESIDE_SHARE, Outcome, Settings, run_overlapped
 from pixelrt.cli.jobs import Job
 from pixelrt.errors import BackendError, ImageError, OutputError
 from pixelrt.runtime.backends.fake import FakeBackend
-from pixelrt.runtime.image import Picture
+from pixelrt.runtime.images.read import Picture
 from pixelrt.runtime.pipelines.image import ImageModel
 from pixelrt.runtime.planning import RunOptions
 from pixelrt.spec import ReceptiveField

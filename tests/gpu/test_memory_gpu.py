@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pixelrt.errors import BackendError
-from pixelrt.runtime.cuda import Cuda, RealCuda
-from pixelrt.runtime.memory import HostPool
-from pixelrt.runtime.stages import FlowShape, TileFlow
+from pixelrt.runtime.device.cuda import Cuda, RealCuda
+from pixelrt.runtime.device.memory import HostPool
+from pixelrt.runtime.device.stages import FlowShape, TileFlow
 from tests.runtime.cuda_cases import CASES, copying, photo, through
 from tests.runtime.device_cases import DEVICE_CASES
 

@@ -23,11 +23,11 @@ from pixelrt.runtime.backends.onnxruntime import OnnxRuntimeCpu
 from pixelrt.runtime.backends.onnxruntime_cuda import ONNXRUNTIME_CUDA, CudaProvider
 from pixelrt.runtime.backends.onnxruntime_device import HERE, OrtDeviceBackend, open_engine
 from pixelrt.runtime.backends.onnxruntime_rtx import ONNXRUNTIME_RTX, RtxProvider
-from pixelrt.runtime.cuda import RealCuda
-from pixelrt.runtime.interop import DeviceArray
+from pixelrt.runtime.device.cuda import RealCuda
+from pixelrt.runtime.device.interop import DeviceArray
+from pixelrt.runtime.device.resources import Stream
 from pixelrt.runtime.load import load
 from pixelrt.runtime.pipelines.image import ImageModel
-from pixelrt.runtime.resources import Stream
 from tests.conftest import resized
 from tests.gpu.test_memory_gpu import SLACK
 from tests.runtime.device_cases import on_device, read_back

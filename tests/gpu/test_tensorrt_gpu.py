@@ -27,12 +27,12 @@ from pixelrt.plans.target import Flavour
 from pixelrt.plans.tensorrt import TensorRT, load_tensorrt
 from pixelrt.runtime.backends.onnxruntime import OnnxRuntimeCpu
 from pixelrt.runtime.backends.tensorrt import HERE, TensorRTBackend
-from pixelrt.runtime.cuda import CopyKind, Cuda, RealCuda
-from pixelrt.runtime.device import DeviceSession
-from pixelrt.runtime.fitting import Batch, DevicePlan
-from pixelrt.runtime.lanes import EngineLane
+from pixelrt.runtime.device.cuda import CopyKind, Cuda, RealCuda
+from pixelrt.runtime.device.fitting import Batch, DevicePlan
+from pixelrt.runtime.device.lanes import EngineLane
+from pixelrt.runtime.device.resources import DeviceBuffer, Event, Stream
+from pixelrt.runtime.device.session import DeviceSession
 from pixelrt.runtime.pipelines.image import ImageModel
-from pixelrt.runtime.resources import DeviceBuffer, Event, Stream
 from pixelrt.runtime.tiling import run_plan
 from tests.conftest import SMALL_SRGAN, resized
 from tests.gpu.test_memory_gpu import SLACK
@@ -87,7 +87,7 @@ def plan(srgan_bundle: Bundle, trt: TensorRT) -> Path:
 
 @contextmanager
 def opened(path: Path, trt: TensorRT, *, graphs: bool = True, cuda: Cuda | None = None) -> Any:
-    from pixelrt.runtime.trt_loading import load_plan
+    from pixelrt.runtime.backends.trt_loading import load_plan
 
     device = cuda or RealCuda()
     with DeviceSession(
@@ -181,7 +181,7 @@ def test_too_large_for_the_device(plan: Path, trt: TensorRT, photo: Any) -> None
 def test_a_plan_cut_off_is_refused_by_tensorrt_too(plan: Path, trt: TensorRT) -> None:
     data = plan.read_bytes()
     from pixelrt.plans.store import StoredPlan
-    from pixelrt.runtime.trt_loading import load_plan
+    from pixelrt.runtime.backends.trt_loading import load_plan
     from tests.runtime.plan_cases import facts_of, image_net
 
     for bad in (data[: len(data) // 2], b"\x7fELF" + data[4:]):

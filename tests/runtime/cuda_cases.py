@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from pixelrt.errors import OutOfMemoryError
-from pixelrt.runtime.cuda import Cuda
-from pixelrt.runtime.graphs import GraphCache, GraphedCompute
-from pixelrt.runtime.interop import between, device_array
-from pixelrt.runtime.memory import Arena, HostPool
-from pixelrt.runtime.resources import DeviceBuffer, Event, Stream, settled
-from pixelrt.runtime.stages import Compute, FlowShape, TileFlow
+from pixelrt.runtime.device.cuda import Cuda
+from pixelrt.runtime.device.graphs import GraphCache, GraphedCompute
+from pixelrt.runtime.device.interop import between, device_array
+from pixelrt.runtime.device.memory import Arena, HostPool
+from pixelrt.runtime.device.resources import DeviceBuffer, Event, Stream, settled
+from pixelrt.runtime.device.stages import Compute, FlowShape, TileFlow
 
 Array = np.ndarray[Any, Any]
 

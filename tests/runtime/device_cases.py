@@ -12,13 +12,13 @@ import numpy as np
 
 from pixelrt.geometry import Size, TilePlan, plan_tiles
 from pixelrt.grid import grid_size, pad_image
-from pixelrt.runtime.cuda import LEGACY_STREAM, Cuda, Rows
-from pixelrt.runtime.device_flow import DeviceFlow
-from pixelrt.runtime.device_image import pad_into, stacked
-from pixelrt.runtime.interop import DeviceArray
-from pixelrt.runtime.memory import HostPool
-from pixelrt.runtime.resources import DeviceBuffer, Stream, settled
-from pixelrt.runtime.stages import Compute, FlowShape
+from pixelrt.runtime.device.array_flow import DeviceFlow
+from pixelrt.runtime.device.cuda import LEGACY_STREAM, Cuda, Rows
+from pixelrt.runtime.device.image import pad_into, stacked
+from pixelrt.runtime.device.interop import DeviceArray
+from pixelrt.runtime.device.memory import HostPool
+from pixelrt.runtime.device.resources import DeviceBuffer, Stream, settled
+from pixelrt.runtime.device.stages import Compute, FlowShape
 from pixelrt.runtime.tiling import run_plan
 from pixelrt.spec import ImageSpec, PadMode
 from tests.bundles import image_spec, nearest

@@ -10,9 +10,9 @@ from pixelrt.errors import BackendError
 from pixelrt.manifest import GraphRole
 from pixelrt.plans.profiles import Profile, Shape, choose_profile, tensor_shape
 from pixelrt.runtime.backends.base import BackendInfo, Offer, Sample, Session
-from pixelrt.runtime.device import DeviceSession
-from pixelrt.runtime.engine import output_shape
-from pixelrt.runtime.resources import DeviceBuffer, Stream
+from pixelrt.runtime.device.engine import output_shape
+from pixelrt.runtime.device.resources import DeviceBuffer, Stream
+from pixelrt.runtime.device.session import DeviceSession
 from pixelrt.spec import TensorSpec
 from tests.bundles import nearest
 from tests.runtime.fake_cuda import FakeCuda

@@ -32,8 +32,8 @@ from numpy.lib.stride_tricks import as_strided
 
 from pixelrt.errors import BackendError, OutOfMemoryError
 from pixelrt.geometry import round_up
-from pixelrt.runtime.cuda import CopyKind, Rows
-from pixelrt.runtime.memory import host_view
+from pixelrt.runtime.device.cuda import CopyKind, Rows
+from pixelrt.runtime.device.memory import host_view
 
 LEGACY, PER_THREAD = 1, 2
 """Stream handles that are always there: ``cudaStreamLegacy``, ``cudaStreamPerThread``."""
@@ -136,7 +136,7 @@ class FakeExecutable:
 
 
 class FakeCuda:
-    """``pixelrt.runtime.cuda.Cuda`` without a device. ``memory``: bytes of device memory."""
+    """``pixelrt.runtime.device.cuda.Cuda`` without a device. ``memory``: bytes of device memory."""
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ from pixelrt.geometry import round_up
 from pixelrt.plans.profiles import Profile, parse_profile, tensor_shape
 from pixelrt.plans.target import Flavour
 from pixelrt.plans.tensorrt import TensorRT, use_module
-from pixelrt.runtime.engine import image_shape, output_shape
+from pixelrt.runtime.device.engine import image_shape, output_shape
 from pixelrt.spec import TensorSpec
 from tests.runtime.fake_cuda import FakeCuda, Hazard
 

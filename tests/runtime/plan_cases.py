@@ -25,9 +25,9 @@ from pixelrt.plans.store import StoredPlan, plan_at, write_plan
 from pixelrt.plans.target import Capability, Flavour, Target
 from pixelrt.runtime.backends.base import BackendInfo
 from pixelrt.runtime.backends.tensorrt import Machine, TensorRTBackend
-from pixelrt.runtime.device import DeviceSession
-from pixelrt.runtime.trt_engine import TensorRTEngine
-from pixelrt.runtime.trt_loading import load_plan
+from pixelrt.runtime.backends.trt_engine import TensorRTEngine
+from pixelrt.runtime.backends.trt_loading import load_plan
+from pixelrt.runtime.device.session import DeviceSession
 from pixelrt.spec import TensorSpec
 from tests.bundles import nearest
 from tests.runtime.fake_cuda import FakeCuda

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pixelrt.errors import BackendError, OutOfMemoryError
-from pixelrt.runtime.cuda import Cuda, RealCuda, Rows, load_api
+from pixelrt.runtime.device.cuda import Cuda, RealCuda, Rows, load_api
 from tests.runtime.fake_cuda import FakeCuda
 
 NAMES = {

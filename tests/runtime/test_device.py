@@ -20,17 +20,17 @@ from pixelrt.errors import BackendError, OutOfMemoryError, UsageError
 from pixelrt.geometry import Size, plan_tiles
 from pixelrt.plans.profiles import Profile, Shape
 from pixelrt.runtime.backends.base import Sample, TileSession
-from pixelrt.runtime.device import FLOWS, DeviceSession
-from pixelrt.runtime.device_planning import device_budget, device_planner
-from pixelrt.runtime.engine import output_shape
-from pixelrt.runtime.fitting import Batch, DevicePlan
-from pixelrt.runtime.flow_plan import Maps
-from pixelrt.runtime.lanes import CAPACITY, EngineLane
-from pixelrt.runtime.memory import Arena, PageableMemoryWarning
+from pixelrt.runtime.device.engine import output_shape
+from pixelrt.runtime.device.fitting import Batch, DevicePlan
+from pixelrt.runtime.device.flow_plan import Maps
+from pixelrt.runtime.device.lanes import CAPACITY, EngineLane
+from pixelrt.runtime.device.memory import Arena, PageableMemoryWarning
+from pixelrt.runtime.device.planning import device_budget, device_planner
+from pixelrt.runtime.device.resources import DeviceBuffer, Stream, settled
+from pixelrt.runtime.device.session import FLOWS, DeviceSession
+from pixelrt.runtime.device.work import WorkMemory
 from pixelrt.runtime.planning import RunOptions
-from pixelrt.runtime.resources import DeviceBuffer, Stream, settled
 from pixelrt.runtime.tiling import run_plan
-from pixelrt.runtime.work import WorkMemory
 from pixelrt.spec import ReceptiveField, TensorSpec
 from tests.bundles import write_bundle
 from tests.runtime.fake_cuda import FakeCuda, Hazard

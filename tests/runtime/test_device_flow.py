@@ -14,11 +14,11 @@ import pytest
 from pixelrt.errors import ImageError, OutOfMemoryError
 from pixelrt.geometry import Size, plan_tiles
 from pixelrt.grid import pad_runs
-from pixelrt.runtime.cuda import Cuda
-from pixelrt.runtime.device_flow import DeviceFlow, OwnedMemory
-from pixelrt.runtime.interop import DeviceArray
-from pixelrt.runtime.memory import PageableMemoryWarning
-from pixelrt.runtime.resources import DeviceBuffer, Stream
+from pixelrt.runtime.device.array_flow import DeviceFlow, OwnedMemory
+from pixelrt.runtime.device.cuda import Cuda
+from pixelrt.runtime.device.interop import DeviceArray
+from pixelrt.runtime.device.memory import PageableMemoryWarning
+from pixelrt.runtime.device.resources import DeviceBuffer, Stream
 from tests.bundles import image_spec
 from tests.runtime.device_cases import (
     DEVICE_CASES,

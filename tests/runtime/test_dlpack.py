@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from pixelrt.errors import ImageError
-from pixelrt.runtime import dlpack_layout
-from pixelrt.runtime.dlpack import dlpack_array
-from pixelrt.runtime.resources import Stream
+from pixelrt.runtime.device import dlpack_layout
+from pixelrt.runtime.device.dlpack import dlpack_array
+from pixelrt.runtime.device.resources import Stream
 from tests.runtime.fake_cuda import FakeCuda
 
 CPU_DEVICE = 1

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pixelrt.runtime import dlpack_export, dlpack_layout
-from pixelrt.runtime.cuda import LEGACY_STREAM
-from pixelrt.runtime.dlpack import dlpack_array
-from pixelrt.runtime.dlpack_layout import Managed, ManagedVersioned
-from pixelrt.runtime.interop import DeviceArray
-from pixelrt.runtime.resources import DeviceBuffer, Stream
+from pixelrt.runtime.device import dlpack_export, dlpack_layout
+from pixelrt.runtime.device.cuda import LEGACY_STREAM
+from pixelrt.runtime.device.dlpack import dlpack_array
+from pixelrt.runtime.device.dlpack_layout import Managed, ManagedVersioned
+from pixelrt.runtime.device.interop import DeviceArray
+from pixelrt.runtime.device.resources import DeviceBuffer, Stream
 from tests.runtime.fake_cuda import FakeCuda, Hazard
 
 CPU_DEVICE = 1

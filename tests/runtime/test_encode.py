@@ -18,10 +18,10 @@ import skimage.data
 from PIL import Image, ImageCms, PngImagePlugin
 
 from pixelrt.errors import ImageError, OutputError, PixelrtError, UsageError
-from pixelrt.runtime import encode
-from pixelrt.runtime.encode import output_format, write_picture
-from pixelrt.runtime.image import FORMATS, Picture, read_picture
-from pixelrt.runtime.metadata import Metadata
+from pixelrt.runtime.images import encode
+from pixelrt.runtime.images.encode import output_format, write_picture
+from pixelrt.runtime.images.metadata import Metadata
+from pixelrt.runtime.images.read import FORMATS, Picture, read_picture
 
 PHOTO = np.ascontiguousarray(skimage.data.astronaut()[:96, :128])
 GREY = np.ascontiguousarray(skimage.data.camera()[:96, :128, None])
@@ -366,8 +366,8 @@ def test_a_file_that_cannot_grow(tmp_path: Path, suffix: str) -> None:
         from pathlib import Path
         import numpy as np
         from pixelrt.errors import OutputError
-        from pixelrt.runtime.encode import write_picture
-        from pixelrt.runtime.image import Picture
+        from pixelrt.runtime.images.encode import write_picture
+        from pixelrt.runtime.images.read import Picture
         noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), np.uint8)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
         try:

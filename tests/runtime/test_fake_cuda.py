@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pixelrt.runtime.cuda import Rows
-from pixelrt.runtime.memory import HostPool
-from pixelrt.runtime.resources import DeviceBuffer, Event, Stream
+from pixelrt.runtime.device.cuda import Rows
+from pixelrt.runtime.device.memory import HostPool
+from pixelrt.runtime.device.resources import DeviceBuffer, Event, Stream
 from tests.runtime.fake_cuda import LEGACY, Allocation, FakeCuda, Hazard, Span
 
 SIZE = 64

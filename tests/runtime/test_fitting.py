@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pixelrt.errors import OutOfMemoryError, UsageError
 from pixelrt.geometry import Size, plan_tiles
 from pixelrt.plans.profiles import Profile, Shape, parse_profile
-from pixelrt.runtime.fitting import Batch, Task, fit_batch, fit_count, fit_tile, no_profile
+from pixelrt.runtime.device.fitting import Batch, Task, fit_batch, fit_count, fit_tile, no_profile
 
 LARGE = 1 << 60
 

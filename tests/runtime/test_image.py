@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, ImageOps, PngImagePlugin
 
 from pixelrt.errors import ImageError
-from pixelrt.runtime.encode import write_picture
-from pixelrt.runtime.image import Picture, picture_from_pil, picture_to_pil, read_picture
+from pixelrt.runtime.images.encode import write_picture
+from pixelrt.runtime.images.read import Picture, picture_from_pil, picture_to_pil, read_picture
 
 RGB = Image.fromarray(skimage.data.astronaut()[:96, :128])
 GREY = Image.fromarray(skimage.data.camera()[:96, :128])

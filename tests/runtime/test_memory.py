@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pixelrt.errors import BackendError, ImageError, OutOfMemoryError
-from pixelrt.runtime.cuda import Cuda
-from pixelrt.runtime.graphs import GraphCache, GraphedCompute, GraphKey
-from pixelrt.runtime.interop import DeviceArray, between, device_array
-from pixelrt.runtime.memory import Arena, HostPool, PageableMemoryWarning, size_class
-from pixelrt.runtime.replan import run_with_replan
-from pixelrt.runtime.resources import DeviceBuffer, Event, Stream, settled
+from pixelrt.runtime.device.cuda import Cuda
+from pixelrt.runtime.device.graphs import GraphCache, GraphedCompute, GraphKey
+from pixelrt.runtime.device.interop import DeviceArray, between, device_array
+from pixelrt.runtime.device.memory import Arena, HostPool, PageableMemoryWarning, size_class
+from pixelrt.runtime.device.replan import run_with_replan
+from pixelrt.runtime.device.resources import DeviceBuffer, Event, Stream, settled
 from tests.runtime.cuda_cases import CASES, copying
 from tests.runtime.fake_cuda import FakeCuda, Hazard
 

@@ -19,9 +19,9 @@ from pixelrt.runtime.backends.onnxruntime_cuda import CudaProvider
 from pixelrt.runtime.backends.onnxruntime_device import OrtDeviceBackend, OrtMachine
 from pixelrt.runtime.backends.onnxruntime_rtx import RtxProvider
 from pixelrt.runtime.backends.select import BACKENDS, open_session
-from pixelrt.runtime.memory import PageableMemoryWarning
+from pixelrt.runtime.device.memory import PageableMemoryWarning
+from pixelrt.runtime.device.resources import Stream
 from pixelrt.runtime.pipelines.image import ImageModel
-from pixelrt.runtime.resources import Stream
 from pixelrt.spec import ReceptiveField
 from tests.bundles import image_spec, nearest, write_bundle
 from tests.runtime.device_cases import on_device, pictures, read_back

@@ -15,20 +15,20 @@ import pytest
 from onnx import parser
 
 from pixelrt.errors import BackendError
-from pixelrt.runtime import ort_engine
+from pixelrt.runtime.backends import ort_engine
 from pixelrt.runtime.backends.onnxruntime import OnnxRuntimeCpu
 from pixelrt.runtime.backends.onnxruntime_cuda import CudaProvider
 from pixelrt.runtime.backends.onnxruntime_device import OrtDeviceBackend, OrtMachine
-from pixelrt.runtime.load import load
-from pixelrt.runtime.ort_assignment import (
+from pixelrt.runtime.backends.ort_assignment import (
     CPU_PROVIDER,
     RECORD,
     read_profile,
     require_provider,
     require_tiny,
 )
+from pixelrt.runtime.device.resources import Stream
+from pixelrt.runtime.load import load
 from pixelrt.runtime.pipelines.image import ImageModel
-from pixelrt.runtime.resources import Stream
 from tests.runtime.device_cases import on_device, read_back
 from tests.runtime.eager_cuda import EagerCuda
 
@@ -162,7 +162,7 @@ def test_the_real_library_through_the_whole_device_path(
 REGISTER = """
 import onnxruntime, onnxruntime_ep_nv_tensorrt_rtx as plugin
 from pixelrt.errors import BackendError
-from pixelrt.runtime.ort_plugins import register
+from pixelrt.runtime.backends.ort_plugins import register
 
 for attempt in range(2):
     try:

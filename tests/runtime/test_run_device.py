@@ -18,10 +18,10 @@ from pixelrt.bundle import Bundle
 from pixelrt.errors import BackendError, ImageError, OutOfMemoryError, UsageError
 from pixelrt.plans.profiles import Profile, Shape
 from pixelrt.runtime.backends.fake import FakeBackend
-from pixelrt.runtime.cuda import LEGACY_STREAM
-from pixelrt.runtime.interop import DeviceArray
+from pixelrt.runtime.device.cuda import LEGACY_STREAM
+from pixelrt.runtime.device.interop import DeviceArray
+from pixelrt.runtime.device.resources import DeviceBuffer, Stream, settled
 from pixelrt.runtime.pipelines.image import ImageModel
-from pixelrt.runtime.resources import DeviceBuffer, Stream, settled
 from pixelrt.spec import ReceptiveField
 from tests.bundles import image_spec, nearest, write_bundle
 from tests.runtime.device_cases import MODES, on_device, pictures, read_back

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from pixelrt.errors import BackendError, OutOfMemoryError
 from pixelrt.geometry import Size, TilePlan, plan_tiles
-from pixelrt.runtime.flow_plan import flow_plan
-from pixelrt.runtime.graphs import GraphCache, GraphedCompute
-from pixelrt.runtime.memory import HostPool, PageableMemoryWarning
-from pixelrt.runtime.replan import run_with_replan
-from pixelrt.runtime.resources import DeviceBuffer, Stream
-from pixelrt.runtime.stages import Compute, FlowShape, TileFlow
+from pixelrt.runtime.device.flow_plan import flow_plan
+from pixelrt.runtime.device.graphs import GraphCache, GraphedCompute
+from pixelrt.runtime.device.memory import HostPool, PageableMemoryWarning
+from pixelrt.runtime.device.replan import run_with_replan
+from pixelrt.runtime.device.resources import DeviceBuffer, Stream
+from pixelrt.runtime.device.stages import Compute, FlowShape, TileFlow
 from pixelrt.runtime.tiling import run_plan
 from tests.runtime.cuda_cases import Array, photo, through
 from tests.runtime.fake_cuda import FakeCuda, Hazard

@@ -32,9 +32,9 @@ from pixelrt.runtime.backends.fake import FakeBackend
 from pixelrt.runtime.backends.onnxruntime import OnnxRuntimeCpu
 from pixelrt.runtime.backends.select import BACKENDS, open_session
 from pixelrt.runtime.backends.tensorrt import TensorRTBackend
-from pixelrt.runtime.cuda import RealCuda
+from pixelrt.runtime.device.cuda import RealCuda
+from pixelrt.runtime.device.memory import PageableMemoryWarning
 from pixelrt.runtime.load import backend_of_plan, load
-from pixelrt.runtime.memory import PageableMemoryWarning
 from pixelrt.runtime.pipelines.image import ImageModel
 from pixelrt.spec import ReceptiveField
 from tests.bundles import image_spec, nearest, write_bundle

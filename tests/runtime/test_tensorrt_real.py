@@ -23,10 +23,10 @@ from pixelrt.plans.target import Capability, Target, system_name
 from pixelrt.plans.tensorrt import TensorRT, listening, load_tensorrt, logger_of
 from pixelrt.runtime.backends.onnxruntime import OnnxRuntimeCpu
 from pixelrt.runtime.backends.tensorrt import Machine, TensorRTBackend
-from pixelrt.runtime.cuda import Cuda, RealCuda
+from pixelrt.runtime.backends.trt_loading import load_plan
+from pixelrt.runtime.device.cuda import Cuda, RealCuda
 from pixelrt.runtime.load import bundle_path
 from pixelrt.runtime.pipelines.image import ImageModel
-from pixelrt.runtime.trt_loading import load_plan
 from tests.engines.support import required_tensorrt
 from tests.runtime.fake_cuda import FakeCuda
 from tests.runtime.fake_tensorrt import FakeTensorRT, Net, digest

@@ -15,9 +15,9 @@ from pixelrt.plans.profiles import Profile, Shape
 from pixelrt.spec import ImageSpec, TensorSpec
 
 if TYPE_CHECKING:
-    from pixelrt.runtime.fitting import DevicePlan
-    from pixelrt.runtime.flow_plan import Maps
-    from pixelrt.runtime.interop import DeviceArray
+    from pixelrt.runtime.device.fitting import DevicePlan
+    from pixelrt.runtime.device.flow_plan import Maps
+    from pixelrt.runtime.device.interop import DeviceArray
 
 Array = NDArray[Any]
 

@@ -18,8 +18,8 @@ from pixelrt.runtime.backends.onnxruntime_device import (
     Setting,
     load_onnxruntime,
 )
-from pixelrt.runtime.cuda import Cuda
-from pixelrt.runtime.ort_plugins import device_for, register
+from pixelrt.runtime.backends.ort_plugins import device_for, register
+from pixelrt.runtime.device.cuda import Cuda
 
 PROVIDER = "CUDAExecutionProvider"
 PLUGIN = "onnxruntime_ep_cuda"

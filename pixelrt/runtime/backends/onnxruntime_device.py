@@ -26,17 +26,17 @@ from pixelrt.geometry import Size, on_grid
 from pixelrt.manifest import Graph, GraphRole
 from pixelrt.plans.profiles import Profile, Shape, tensor_shape
 from pixelrt.runtime.backends.base import BackendInfo, Offer, Session
-from pixelrt.runtime.cuda import Cuda, RealCuda
-from pixelrt.runtime.device import DeviceSession
-from pixelrt.runtime.ort_assignment import (
+from pixelrt.runtime.backends.ort_assignment import (
     NO_FALLBACK,
     RECORD,
     read_profile,
     require_provider,
     require_tiny,
 )
-from pixelrt.runtime.ort_engine import OrtEngine
-from pixelrt.runtime.resources import DeviceBuffer, Stream, settled
+from pixelrt.runtime.backends.ort_engine import OrtEngine
+from pixelrt.runtime.device.cuda import Cuda, RealCuda
+from pixelrt.runtime.device.resources import DeviceBuffer, Stream, settled
+from pixelrt.runtime.device.session import DeviceSession
 
 OLDEST = (1, 24)
 """The first onnxruntime that tells which provider got which node."""

@@ -18,8 +18,8 @@ from pixelrt.cache import cache_folder
 from pixelrt.errors import BackendError
 from pixelrt.plans.profiles import DEFAULT_TILE, Profile, default_profile, tensor_shape
 from pixelrt.runtime.backends.onnxruntime_device import OrtDeviceBackend, OrtMachine, Setting
-from pixelrt.runtime.cuda import Cuda
-from pixelrt.runtime.ort_plugins import device_for, register
+from pixelrt.runtime.backends.ort_plugins import device_for, register
+from pixelrt.runtime.device.cuda import Cuda
 
 PROVIDER = "NvTensorRTRTXExecutionProvider"
 PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"

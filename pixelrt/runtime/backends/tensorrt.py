@@ -14,9 +14,9 @@ from pixelrt.plans.store import Search, StoredPlan, find_plans, graph_mismatch
 from pixelrt.plans.target import Flavour, Target, detect_target, mismatch
 from pixelrt.plans.tensorrt import HINTS, MODULES, TensorRT, load_tensorrt
 from pixelrt.runtime.backends.base import BackendInfo, Offer, Session
-from pixelrt.runtime.cuda import Cuda, RealCuda
-from pixelrt.runtime.device import DeviceSession
-from pixelrt.runtime.trt_loading import load_plan
+from pixelrt.runtime.backends.trt_loading import load_plan
+from pixelrt.runtime.device.cuda import Cuda, RealCuda
+from pixelrt.runtime.device.session import DeviceSession
 
 DIGITS = 12
 """Of a plan's sha256, in ``BackendInfo.engine``."""

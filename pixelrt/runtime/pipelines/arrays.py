@@ -8,7 +8,7 @@ import numpy as np
 
 from pixelrt.errors import ImageError
 from pixelrt.runtime.backends.base import Array
-from pixelrt.runtime.flow_plan import Maps
+from pixelrt.runtime.device.flow_plan import Maps
 
 PEAKS = {"uint8": 255, "uint16": 65535, "float32": 1}
 

@@ -12,10 +12,10 @@ from pixelrt.errors import ImageError
 from pixelrt.geometry import Size
 from pixelrt.manifest import Manifest
 from pixelrt.runtime.backends.base import ArraySession
-from pixelrt.runtime.device_planning import device_budget, device_planner
-from pixelrt.runtime.interop import DeviceArray
+from pixelrt.runtime.device.interop import DeviceArray
+from pixelrt.runtime.device.planning import device_budget, device_planner
+from pixelrt.runtime.device.replan import run_with_replan
 from pixelrt.runtime.planning import RunOptions, padded_size
-from pixelrt.runtime.replan import run_with_replan
 from pixelrt.spec import ImageSpec
 
 

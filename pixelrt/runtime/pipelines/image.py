@@ -24,22 +24,22 @@ from pixelrt.runtime.backends.base import (
     TileSession,
 )
 from pixelrt.runtime.backends.select import BACKENDS, Choice, PassedOver, open_session
-from pixelrt.runtime.device_planning import device_budget, device_planner
-from pixelrt.runtime.fitting import DevicePlan
-from pixelrt.runtime.flow_plan import Maps
-from pixelrt.runtime.interop import DeviceArray
+from pixelrt.runtime.device.fitting import DevicePlan
+from pixelrt.runtime.device.flow_plan import Maps
+from pixelrt.runtime.device.interop import DeviceArray
+from pixelrt.runtime.device.planning import device_budget, device_planner
+from pixelrt.runtime.device.replan import run_with_replan
+from pixelrt.runtime.device.resources import release_quietly
 from pixelrt.runtime.pipelines.arrays import check_array, levels
 from pixelrt.runtime.pipelines.device_job import run_on_device
 from pixelrt.runtime.pipelines.planes import Route, route_planes
 from pixelrt.runtime.planning import RunOptions, plan_image, with_memory_share
-from pixelrt.runtime.replan import run_with_replan
-from pixelrt.runtime.resources import release_quietly
 from pixelrt.runtime.tiling import Progress, run_plan
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from pixelrt.runtime.image import Picture
+    from pixelrt.runtime.images.read import Picture
 
 
 class ImageModel:
@@ -96,7 +96,7 @@ class ImageModel:
         chosen = run_options(options)
         if isinstance(image, np.ndarray):
             return self.run_array(image, chosen, progress)
-        from pixelrt.runtime.image import picture_from_pil, picture_to_pil
+        from pixelrt.runtime.images.read import picture_from_pil, picture_to_pil
 
         return picture_to_pil(self.run_picture(picture_from_pil(image), chosen, progress))
 

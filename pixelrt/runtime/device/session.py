@@ -13,19 +13,19 @@ import numpy as np
 from pixelrt.errors import BackendError, OutOfMemoryError
 from pixelrt.plans.profiles import Shape, tensor_shape
 from pixelrt.runtime.backends.base import Array
-from pixelrt.runtime.cuda import Cuda
-from pixelrt.runtime.device_flow import DeviceFlow, on_device
-from pixelrt.runtime.dlpack import foreign_array
-from pixelrt.runtime.engine import Engine, image_shape
-from pixelrt.runtime.fitting import Batch, DevicePlan, fit_batch
-from pixelrt.runtime.flow_plan import Layout, Maps, flow_plan
-from pixelrt.runtime.interop import DeviceArray
-from pixelrt.runtime.lanes import EngineLane
-from pixelrt.runtime.memory import HostPool
-from pixelrt.runtime.resources import Stream, release_quietly
-from pixelrt.runtime.stages import FlowShape, Lane, TileFlow
+from pixelrt.runtime.device.array_flow import DeviceFlow, on_device
+from pixelrt.runtime.device.cuda import Cuda
+from pixelrt.runtime.device.dlpack import foreign_array
+from pixelrt.runtime.device.engine import Engine, image_shape
+from pixelrt.runtime.device.fitting import Batch, DevicePlan, fit_batch
+from pixelrt.runtime.device.flow_plan import Layout, Maps, flow_plan
+from pixelrt.runtime.device.interop import DeviceArray
+from pixelrt.runtime.device.lanes import EngineLane
+from pixelrt.runtime.device.memory import HostPool
+from pixelrt.runtime.device.resources import Stream, release_quietly
+from pixelrt.runtime.device.stages import FlowShape, Lane, TileFlow
+from pixelrt.runtime.device.work import WorkMemory
 from pixelrt.runtime.tiling import Progress
-from pixelrt.runtime.work import WorkMemory
 from pixelrt.spec import ImageSpec
 
 FLOWS = 4

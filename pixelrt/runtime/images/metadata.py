@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image, ImageFile, TiffImagePlugin
 
-from pixelrt.runtime import exif as exif_block
+from pixelrt.runtime.images import exif as exif_block
 
 
 @dataclass(frozen=True)

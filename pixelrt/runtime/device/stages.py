@@ -28,9 +28,9 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelrt.runtime.cuda import Cuda
-from pixelrt.runtime.memory import HostBlock, HostPool
-from pixelrt.runtime.resources import DeviceBuffer, Event, Stream, settled
+from pixelrt.runtime.device.cuda import Cuda
+from pixelrt.runtime.device.memory import HostBlock, HostPool
+from pixelrt.runtime.device.resources import DeviceBuffer, Event, Stream, settled
 
 Array = NDArray[Any]
 Job = TypeVar("Job")

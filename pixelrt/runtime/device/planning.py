@@ -9,7 +9,7 @@ from pixelrt.geometry import Size, plan_tiles
 from pixelrt.manifest import Manifest
 from pixelrt.plans.profiles import Shape
 from pixelrt.runtime.backends.base import TileSession
-from pixelrt.runtime.fitting import (
+from pixelrt.runtime.device.fitting import (
     DevicePlan,
     Need,
     Task,

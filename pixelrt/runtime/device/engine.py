@@ -18,7 +18,7 @@ from typing import Protocol
 from pixelrt.errors import BackendError
 from pixelrt.plans.profiles import Profile, Shape
 from pixelrt.runtime.backends.base import BackendInfo, Sample
-from pixelrt.runtime.resources import DeviceBuffer, Stream
+from pixelrt.runtime.device.resources import DeviceBuffer, Stream
 from pixelrt.spec import TensorSpec
 
 

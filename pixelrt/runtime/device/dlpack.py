@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from pixelrt.errors import ImageError
-from pixelrt.runtime import dlpack_layout
-from pixelrt.runtime.cuda import LEGACY_STREAM
-from pixelrt.runtime.dlpack_layout import FRESH, KINDS, USED, Managed, Tensor
-from pixelrt.runtime.interop import COPY_HINT, DeviceArray, contiguous, device_array
-from pixelrt.runtime.resources import Stream
+from pixelrt.runtime.device import dlpack_layout
+from pixelrt.runtime.device.cuda import LEGACY_STREAM
+from pixelrt.runtime.device.dlpack_layout import FRESH, KINDS, USED, Managed, Tensor
+from pixelrt.runtime.device.interop import COPY_HINT, DeviceArray, contiguous, device_array
+from pixelrt.runtime.device.resources import Stream
 
 
 class _Owner:

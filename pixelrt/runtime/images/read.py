@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from pixelrt.errors import ImageError, PixelrtError
-from pixelrt.runtime import sniff, stripes
-from pixelrt.runtime.metadata import Metadata, colour_kind, profile_fits, read_metadata
-from pixelrt.runtime.pillow_guard import guarded
+from pixelrt.runtime.images import sniff, stripes
+from pixelrt.runtime.images.metadata import Metadata, colour_kind, profile_fits, read_metadata
+from pixelrt.runtime.images.pillow_guard import guarded
 
 FORMATS = {
     ".png": "PNG",

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from pixelrt.geometry import Region, Size
 from pixelrt.grid import pad_runs, possible_mode
-from pixelrt.runtime.cuda import Cuda, Rows
-from pixelrt.runtime.interop import DeviceArray
-from pixelrt.runtime.resources import Stream
+from pixelrt.runtime.device.cuda import Cuda, Rows
+from pixelrt.runtime.device.interop import DeviceArray
+from pixelrt.runtime.device.resources import Stream
 from pixelrt.spec import PadMode
 
 

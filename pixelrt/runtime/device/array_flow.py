@@ -18,17 +18,17 @@ import numpy as np
 
 from pixelrt.errors import BackendError, ImageError
 from pixelrt.geometry import Region, Size, Tile, TilePlan
-from pixelrt.runtime.cuda import Cuda
-from pixelrt.runtime.device_image import (
+from pixelrt.runtime.device.cuda import Cuda
+from pixelrt.runtime.device.image import (
     DeviceImage,
     copy_region,
     pad_into,
     split_images,
     stacked,
 )
-from pixelrt.runtime.interop import DeviceArray, between
-from pixelrt.runtime.resources import Closing, DeviceBuffer, Stream, release_quietly, settled
-from pixelrt.runtime.stages import Compute, FlowShape
+from pixelrt.runtime.device.interop import DeviceArray, between
+from pixelrt.runtime.device.resources import Closing, DeviceBuffer, Stream, release_quietly, settled
+from pixelrt.runtime.device.stages import Compute, FlowShape
 from pixelrt.runtime.tiling import core_regions
 from pixelrt.spec import ImageSpec
 

@@ -17,8 +17,8 @@ from pixelrt.plans.profiles import Profile, tensor_shape
 from pixelrt.plans.store import StoredPlan
 from pixelrt.plans.tensorrt import TensorRT, Told, listening, logger_of
 from pixelrt.runtime.backends.base import BackendInfo, Sample
-from pixelrt.runtime.cuda import Cuda
-from pixelrt.runtime.trt_engine import TensorRTEngine, failure, letting_go
+from pixelrt.runtime.backends.trt_engine import TensorRTEngine, failure, letting_go
+from pixelrt.runtime.device.cuda import Cuda
 from pixelrt.spec import TensorSpec
 
 DTYPES = {

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from pixelrt.errors import BackendError
-from pixelrt.runtime.cuda import Cuda
-from pixelrt.runtime.resources import (
+from pixelrt.runtime.device.cuda import Cuda
+from pixelrt.runtime.device.resources import (
     Closing,
     DeviceBuffer,
     Event,
@@ -18,7 +18,7 @@ from pixelrt.runtime.resources import (
     Stream,
     release_quietly,
 )
-from pixelrt.runtime.stages import Compute
+from pixelrt.runtime.device.stages import Compute
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import ctypes
 from typing import TYPE_CHECKING, Any
 
 from pixelrt.errors import BackendError
-from pixelrt.runtime import dlpack_layout
-from pixelrt.runtime.cuda import LEGACY_STREAM
-from pixelrt.runtime.dlpack_layout import (
+from pixelrt.runtime.device import dlpack_layout
+from pixelrt.runtime.device.cuda import LEGACY_STREAM
+from pixelrt.runtime.device.dlpack_layout import (
     FRESH,
     FRESH_VERSIONED,
     KINDS,
@@ -24,10 +24,10 @@ from pixelrt.runtime.dlpack_layout import (
     Tensor,
     Type,
 )
-from pixelrt.runtime.resources import Stream
+from pixelrt.runtime.device.resources import Stream
 
 if TYPE_CHECKING:
-    from pixelrt.runtime.interop import DeviceArray
+    from pixelrt.runtime.device.interop import DeviceArray
 
 VERSION = (1, 0)
 """The oldest version with a versioned structure; later minor ones only add flags."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pixelrt.geometry import TilePlan
-from pixelrt.runtime.stages import Array, TileFlow
+from pixelrt.runtime.device.stages import Array, TileFlow
 from pixelrt.runtime.tiling import Progress, keep_core
 
 Layout = Literal["NHWC", "NCHW"]

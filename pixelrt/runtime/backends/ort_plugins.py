@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from pixelrt.errors import BackendError
-from pixelrt.runtime.cuda import Cuda
+from pixelrt.runtime.device.cuda import Cuda
 
 _lock = threading.Lock()
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from pixelrt.errors import BackendError
-from pixelrt.runtime.cuda import Cuda
+from pixelrt.runtime.device.cuda import Cuda
 
 _serials = count()
 

@@ -12,11 +12,17 @@ from PIL import Image, PngImagePlugin
 
 from pixelrt.errors import ImageError, OutputError, UsageError
 from pixelrt.files import atomic_write
-from pixelrt.runtime import exif as exif_block
-from pixelrt.runtime import stripes
-from pixelrt.runtime.image import FORMATS, Picture
-from pixelrt.runtime.metadata import Metadata, colour_kind, descriptive, profile_fits, upright_xmp
-from pixelrt.runtime.pillow_guard import guarded
+from pixelrt.runtime.images import exif as exif_block
+from pixelrt.runtime.images import stripes
+from pixelrt.runtime.images.metadata import (
+    Metadata,
+    colour_kind,
+    descriptive,
+    profile_fits,
+    upright_xmp,
+)
+from pixelrt.runtime.images.pillow_guard import guarded
+from pixelrt.runtime.images.read import FORMATS, Picture
 
 _LIMITS = {"JPEG": 65_500, "WEBP": 16_383, "PNG": 2**31 - 1, "TIFF": 2**31 - 1, "BMP": 2**31 - 1}
 """Longest side in pixels. JPEG: libjpeg's own limit, a little under the format's 65535."""

@@ -6,11 +6,11 @@ from collections import OrderedDict
 from contextlib import ExitStack
 
 from pixelrt.plans.profiles import Shape
-from pixelrt.runtime.cuda import Cuda
-from pixelrt.runtime.engine import Bound, Engine, image_shape
-from pixelrt.runtime.graphs import GraphCache, GraphKey
-from pixelrt.runtime.resources import Closing, DeviceBuffer, Stream
-from pixelrt.runtime.work import WorkMemory
+from pixelrt.runtime.device.cuda import Cuda
+from pixelrt.runtime.device.engine import Bound, Engine, image_shape
+from pixelrt.runtime.device.graphs import GraphCache, GraphKey
+from pixelrt.runtime.device.resources import Closing, DeviceBuffer, Stream
+from pixelrt.runtime.device.work import WorkMemory
 
 CAPACITY = 16
 """Bound shapes and addresses that a lane keeps: each is an execution context."""

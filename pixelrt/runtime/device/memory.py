@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from pixelrt.errors import BackendError
 from pixelrt.geometry import round_up
-from pixelrt.runtime.cuda import Cuda
-from pixelrt.runtime.resources import (
+from pixelrt.runtime.device.cuda import Cuda
+from pixelrt.runtime.device.resources import (
     Closing,
     DeviceBuffer,
     Event,
