@@ -140,6 +140,6 @@ def _summarise(model: ImageModel, done: int, skipped: int, failed: int) -> None:
         for text in model.notes:
             note(f"note      {text}")
         for passed in model.passed_over:
-            note(f"passed over  {passed}")
+            note(f"passed over  {passed.short}")
     if skipped or failed:
         note(f"{done} written, {skipped} skipped because they exist, {failed} failed")

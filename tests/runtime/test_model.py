@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +15,7 @@ from pixelrt.bundle import Bundle
 from pixelrt.errors import BackendError, FidelityError, ImageError, OutOfMemoryError, UsageError
 from pixelrt.runtime.backends.base import Offer
 from pixelrt.runtime.backends.fake import FakeBackend
+from pixelrt.runtime.backends.select import PassedOver
 from pixelrt.runtime.pipelines.image import ImageModel
 from pixelrt.runtime.pipelines.planes import luma
 from pixelrt.spec import ReceptiveField
@@ -282,3 +284,28 @@ def fake_low(errors: dict[str, float]) -> FakeBackend:
 
 def as_core(pixels: Any) -> Any:
     return np.ascontiguousarray((pixels[None] / np.float32(255)).transpose(0, 3, 1, 2))
+
+
+def test_noise_may_lose_more_than_photographs(tmp_path: Path) -> None:
+    """57 dB do for noise in low precision and do not for a photograph; 47 dB do for neither."""
+    for kind, offset, holds in (
+        ("noise", 0.0014, True),
+        ("photo", 0.0014, False),
+        ("noise", 0.0045, False),
+    ):
+        bundle = write_bundle(tmp_path / f"{kind}.pixelrt")
+        reference = msgspec.structs.replace(bundle.manifest.references[0], kind=kind)
+        manifest = msgspec.structs.replace(bundle.manifest, references=[reference])
+        changed = Bundle(bundle.root, manifest, f"{kind}-{offset}")
+        one = ImageModel(changed, backends=(fake_low({"bfloat16": offset}),))
+        if holds:
+            assert "at least 50 dB" in str(one.session("core") and one.fidelity["core"])
+        else:
+            with pytest.raises(FidelityError):
+                one.session("core")
+
+
+def test_a_short_reason() -> None:
+    error = FidelityError("wrong", found="54 dB", expected="60 dB", hint="another")
+    assert PassedOver("fake float16", str(error)).short == "fake float16: wrong (54 dB)"
+    assert PassedOver("cuda", "not installed; pip install x").short == "cuda: not installed"

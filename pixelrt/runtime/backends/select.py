@@ -39,6 +39,14 @@ class PassedOver:
     def __str__(self) -> str:
         return f"{self.backend}: {self.reason}"
 
+    @property
+    def short(self) -> str:
+        """In one line: the reason without what was expected and what to do."""
+        first, *more = self.reason.split("\n  ")
+        found = next((line for line in more if line.startswith("found: ")), "")
+        words = first.partition("; ")[0]
+        return f"{self.backend}: {words}" + (f" ({found.removeprefix('found: ')})" if found else "")
+
 
 @dataclass(frozen=True)
 class Choice:
