@@ -30,6 +30,7 @@ from pixelrt.export.families._weights import (
     settle,
     shape_of,
 )
+from pixelrt.export.networks.phases import with_phases
 from pixelrt.export.networks.pix2pix import CHAPTER_DOWNS, ChapterUNet, SkipUNet
 from pixelrt.export.recipe import Config, Network, Recipe, Tensors, Variant
 from pixelrt.spec import ImageSpec, Tolerance
@@ -127,7 +128,7 @@ def _network(net: nn.Module, config: Config) -> Network:
         pad_mode="reflect",
         statistics=statistics(config),
     )
-    return Network(config=config, image=image, reference=reference, graph=graph)
+    return Network(config, image, reference, graph, {"openvino": with_phases(graph)})
 
 
 RECIPE = Recipe(
