@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pixelrt.geometry import Region, Size, Tile, TilePlan
-from pixelrt.runtime.backends.base import Array
+
+Array = NDArray[Any]
 
 Infer = Callable[[Array], Array]
 """``(N, H, W, C)`` to ``(N, scale*H, scale*W, C')``."""
