@@ -45,7 +45,15 @@ LIGHT = {
     "upscale": 2,
     "maths": "transformers",
 }
-CLASSICAL = Network("swin2sr-classical-x2", "swin2sr")
+CLASSICAL_CONFIG = {
+    "embed_dim": 180,
+    "depths": [6, 6, 6, 6, 6, 6],
+    "num_heads": [6, 6, 6, 6, 6, 6],
+    "upsampler": "pixelshuffle",
+    "upscale": 2,
+    "maths": "transformers",
+}
+CLASSICAL = Network("swin2sr-classical-x2", "swin2sr", CLASSICAL_CONFIG)
 SWIN_LIGHT = Network("swin2sr-light-x2", "swin2sr", LIGHT)
 SRGAN = Network("srgan-x4", "srgan")
 RESNET = Network("cyclegan-resnet9", "cyclegan")

@@ -95,13 +95,24 @@ def _source(name: str, origin: Origin) -> str:
     )
 
 
+def _brief(reason: str) -> str:
+    """What a table has room for: the numbers of a wrong result, or the first words.
+
+    The file of results has the whole reason.
+    """
+    wrong = re.search(r"found: (max abs [^;]*?) expected: (.*?)(?: to do:|;|$)", reason)
+    if wrong:
+        return f"it does not hold against the reference: {wrong[1]}; expected {wrong[2]}"
+    return reason.partition(";")[0]
+
+
 def _compared(case: Compared) -> list[str]:
     head = (
         *("against", "its median", "pixelrt", "**ratio** (quartiles)"),
         *("share of the ceiling: its, ours", "PSNR: its, ours", "peak memory: its, ours"),
     )
     rows = [_pair(pair) for pair in case.pairs]
-    rows += [(one.peer, f"not measured: {one.reason}", *[""] * 5) for one in case.absent]
+    rows += [(one.peer, f"not measured: {_brief(one.reason)}", *[""] * 5) for one in case.absent]
     title = f"**{case.name}**, {2 * case.multiply_adds / 1e9:.0f} GFLOP"
     return ["", title, "", *_markdown(head, rows)]
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -20,10 +21,15 @@ from onnx import TensorProto, helper
 from pixelrt.bundle import Bundle, open_bundle
 from pixelrt.cache import cache_folder
 from pixelrt.errors import BackendError
-from pixelrt.manifest import Graph
+from pixelrt.manifest import Graph, GraphVariant
 from pixelrt.plans.cache import PlanCache
 from pixelrt.plans.seal import Artefact
-from pixelrt.runtime.backends import openvino_cache, openvino_plugin, openvino_session
+from pixelrt.runtime.backends import (
+    openvino,
+    openvino_cache,
+    openvino_plugin,
+    openvino_session,
+)
 from pixelrt.runtime.backends.openvino import OnnxRuntimeOpenVino, precisions
 from pixelrt.runtime.backends.openvino_plugin import Settings, load_plugin
 from pixelrt.runtime.backends.openvino_session import OpenVinoSession, open_openvino
@@ -461,3 +467,17 @@ def test_a_run_says_backend_and_precision(photo: Any, tmp_path: Path) -> None:
     config = json.loads(Settings("float16", 3).load_config())["CPU"]
     assert config["INFERENCE_PRECISION_HINT"] == "f16"
     assert config["INFERENCE_NUM_THREADS"] == "3"
+
+
+def test_the_graph_that_was_made_for_a_precision(demo: Bundle) -> None:
+    plain = demo.component
+    renamed = [
+        msgspec.structs.replace(one, file=f"graphs/low-{one.role}.onnx") for one in plain.graphs
+    ]
+    variant = GraphVariant("openvino-low", renamed)
+    component = msgspec.structs.replace(plain, variants=[variant])
+    manifest = msgspec.structs.replace(demo.manifest, components=[component])
+    bundle = Bundle(demo.root, manifest, demo.sha256)
+    files = {name: openvino._graph(bundle, "core", name).file for name in ("float32", "bfloat16")}
+    assert files == {"float32": "graphs/core.onnx", "bfloat16": "graphs/low-core.onnx"}
+    assert openvino._graph(demo, "core", "bfloat16").file == "graphs/core.onnx"

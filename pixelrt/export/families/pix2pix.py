@@ -128,7 +128,7 @@ def _network(net: nn.Module, config: Config) -> Network:
         pad_mode="reflect",
         statistics=statistics(config),
     )
-    return Network(config, image, reference, graph, {"openvino": with_phases(graph)})
+    return Network(config, image, reference, graph, {"openvino-low": with_phases(graph)})
 
 
 RECIPE = Recipe(

@@ -5,15 +5,15 @@ from __future__ import annotations
 from functools import partial
 
 from pixelrt.bundle import Bundle
-from pixelrt.manifest import GraphRole
+from pixelrt.manifest import Graph, GraphRole
 from pixelrt.runtime.backends.base import BackendInfo, Offer
 from pixelrt.runtime.backends.openvino_plugin import Settings, load_plugin, missing_packages
 from pixelrt.runtime.backends.openvino_session import open_openvino
 from pixelrt.runtime.backends.openvino_source import Source
 from pixelrt.runtime.machine import processor_flags, processor_name, usable_cpus
 
-VARIANT = "openvino"
-"""The graphs of a bundle that were made for it."""
+VARIANT, LOW_VARIANT = "openvino", "openvino-low"
+"""The graphs of a bundle that were made for it; the second only pay below float32."""
 
 MEMORY_SHARES = {"float32": 0.75, "bfloat16": 0.6, "float16": 0.6}
 """Peak per pixel, of what plain onnxruntime takes, with a margin. Measured in float32:
@@ -36,7 +36,6 @@ class OnnxRuntimeOpenVino:
         import onnxruntime as ort
 
         plugin = load_plugin()
-        graph = bundle.component.graph(role, VARIANT)
         version = f"{plugin.version} in onnxruntime {ort.__version__}"
         offers = []
         for precision in precisions(plugin.capabilities, processor_flags()):
@@ -48,9 +47,15 @@ class OnnxRuntimeOpenVino:
                 memory_share=MEMORY_SHARES[precision],
             )
             settings = Settings(precision, self.threads or usable_cpus())
-            source = Source(bundle, graph, plugin, settings)
+            source = Source(bundle, _graph(bundle, role, precision), plugin, settings)
             offers.append(Offer(info, partial(open_openvino, source, info)))
         return tuple(offers)
+
+
+def _graph(bundle: Bundle, role: GraphRole, precision: str) -> Graph:
+    made = {variant.backend for variant in bundle.component.variants}
+    low = precision != "float32" and LOW_VARIANT in made
+    return bundle.component.graph(role, LOW_VARIANT if low else VARIANT)
 
 
 def precisions(capabilities: frozenset[str], flags: frozenset[str]) -> tuple[str, ...]:
