@@ -5,8 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -29,7 +28,7 @@ from pixelrt.runtime.device.flow_plan import Maps
 from pixelrt.runtime.device.interop import DeviceArray
 from pixelrt.runtime.device.planning import device_budget, device_planner
 from pixelrt.runtime.device.replan import run_with_replan
-from pixelrt.runtime.device.resources import release_quietly
+from pixelrt.runtime.device.resources import Closing
 from pixelrt.runtime.pipelines.arrays import check_array, levels
 from pixelrt.runtime.pipelines.device_job import run_on_device
 from pixelrt.runtime.pipelines.planes import Route, route_planes
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     from pixelrt.runtime.images.read import Picture
 
 
-class ImageModel:
+class ImageModel(Closing):
     """A bundle of one image-to-image network, ready to run.
 
     Call it with a ``PIL.Image`` or an array; the same kind comes back, exactly ``scale``
@@ -216,17 +215,6 @@ class ImageModel:
         with ExitStack() as stack:
             while self._sessions:
                 stack.enter_context(self._sessions.popitem()[1])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        release_quietly(self.close, exc)
 
     def _run(
         self,
