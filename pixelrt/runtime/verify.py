@@ -230,7 +230,8 @@ def _keep_verdict(bundle: Bundle, info: BackendInfo, role: GraphRole, verdict: _
 def verdict_path(bundle: Bundle, info: BackendInfo, role: GraphRole) -> Path:
     """Where the verdict of this bundle, backend and machine is kept."""
     what = [info.name, info.version, info.device, info.precision, info.engine]
-    key = json.dumps([pixelrt.__version__, bundle.sha256, role, *what, machine_id()])
+    limits = [str(limits_of(bundle, info, role, kind)) for kind in LOW_MIN_PSNR]
+    key = json.dumps([pixelrt.__version__, bundle.sha256, role, *what, *limits, machine_id()])
     return cache_folder() / "verdicts" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
 
