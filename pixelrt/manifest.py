@@ -9,9 +9,11 @@ import msgspec
 from pixelrt.spec import ImageSpec, ReceptiveField, TensorSpec, Tolerance
 
 FORMAT = 1
+PIPELINE_FORMAT = 2
 
-GraphRole = Literal["image", "core"]
-"""``image``: uint8 NHWC in and out. ``core``: float32 NCHW in [0, 1] in, unclamped out."""
+GraphRole = Literal["image", "core", "network"]
+"""``image``: uint8 NHWC in and out. ``core``: float32 NCHW in [0, 1] in, unclamped out.
+``network``: one of the networks of a pipeline, with inputs and outputs of its own."""
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -116,6 +118,46 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, FileEntry]
 
 
-def encode_manifest(manifest: Manifest) -> bytes:
+class NetworkSample(msgspec.Struct, frozen=True):
+    """Tensors of a network with PyTorch's answer, both in ``file`` (npz): the arrays are called
+    ``in.NAME`` and ``out.NAME`` after the graph's inputs and outputs."""
+
+    name: str
+    file: str
+
+
+class Network(msgspec.Struct, frozen=True, kw_only=True):
+    """One network of a pipeline.
+
+    ``tolerance``: largest error against PyTorch in fp32, of the largest magnitude of the
+    expected tensor; ``low_psnr``: what lower precision has to reach, in dB of that magnitude.
+    """
+
+    component: Component
+    tolerance: Tolerance
+    low_psnr: float
+    samples: list[NetworkSample]
+
+
+class PipelineManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """``manifest.json`` of several networks that make a picture together.
+
+    ``family`` names what runs them, ``settings`` is that one's business. ``files`` holds
+    ``assets/`` too, such as the tokenizer.
+    """
+
+    format: int
+    name: str
+    family: str
+    variant: str
+    settings: dict[str, Any]
+    source: Source
+    networks: list[Network]
+    fidelity: list[Measured]
+    made_by: dict[str, str]
+    files: dict[str, FileEntry]
+
+
+def encode_manifest(manifest: Manifest | PipelineManifest) -> bytes:
     """Manifest as indented JSON, stable for equal manifests."""
     return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"

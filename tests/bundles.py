@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from pixelrt.bundle import (
-    MANIFEST,
+    FOLDERS,
     Bundle,
-    describe_files,
     encode_reference,
     new_bundle,
     open_bundle,
 )
+from pixelrt.bundle_files import MANIFEST, describe_files
 from pixelrt.manifest import (
     FORMAT,
     Component,
@@ -107,5 +107,5 @@ def _manifest(
         references=[Reference("photo-small", "photo", "reference/photo-small.npz", side, side)],
         fidelity=[Measured("onnxruntime-cpu", "photo-small", 0.0, 300.0)],
         made_by={"pixelrt": "0"},
-        files=describe_files(folder),
+        files=describe_files(folder, FOLDERS),
     )

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from pixelrt.bundle import MANIFEST, new_bundle, open_bundle
+from pixelrt.bundle import new_bundle, open_bundle
+from pixelrt.bundle_files import MANIFEST
 from pixelrt.errors import BundleError, OutputError
 from pixelrt.manifest import encode_manifest
 from tests.bundles import write_bundle
@@ -117,10 +118,15 @@ def test_manifests_that_are_none(path: Path, text: str) -> None:
 
 
 def test_unknown_version(path: Path) -> None:
-    edit(path, lambda m: m.update(format=2))
+    edit(path, lambda m: m.update(format=3))
     words = refused(path)
-    assert "format 2" in words
+    assert "format 3" in words
     assert "format 1" in words
+
+
+def test_a_pipeline_is_no_image_bundle(path: Path) -> None:
+    edit(path, lambda m: m.update(format=2))
+    assert "pipeline of several networks" in refused(path)
 
 
 @pytest.mark.parametrize(

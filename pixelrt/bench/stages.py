@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from pixelrt.bench.schema import STAGES
 from pixelrt.bench.steady import Clock
-from pixelrt.bundle import Bundle
+from pixelrt.bundle import BundledNetwork
 from pixelrt.manifest import GraphRole
 from pixelrt.runtime.backends.base import Array, Backend, Offer, Session
 
@@ -90,7 +90,7 @@ class TimedBackend:
     def missing(self) -> str:
         return self._backend.missing()
 
-    def offers(self, bundle: Bundle, role: GraphRole) -> tuple[Offer, ...]:
+    def offers(self, bundle: BundledNetwork, role: GraphRole) -> tuple[Offer, ...]:
         return tuple(self._timed(offer) for offer in self._backend.offers(bundle, role))
 
     def _timed(self, offer: Offer) -> Offer:

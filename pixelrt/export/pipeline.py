@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pixelrt
-from pixelrt.bundle import MANIFEST, describe_files, encode_reference, new_bundle
+from pixelrt.bundle import FOLDERS, encode_reference, new_bundle
+from pixelrt.bundle_files import MANIFEST, describe_files
 from pixelrt.errors import OutputError, UsageError
 from pixelrt.export import check, image_io, memory, receptive_field, registry, to_onnx
 from pixelrt.export.checkpoint import open_checkpoint
@@ -165,7 +166,7 @@ def _write(loaded: Loaded, work: Workspace, output: Path, overwrite: bool, repor
             references=[_describe(sample) for sample in samples],
             fidelity=msgspec.json.decode(fidelity, type=list[Measured]),
             made_by=_made_by(),
-            files=describe_files(folder),
+            files=describe_files(folder, FOLDERS),
         )
         (folder / MANIFEST).write_bytes(encode_manifest(manifest))
 

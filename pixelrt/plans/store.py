@@ -89,12 +89,12 @@ def find_plans(bundle: Bundle, graph: Graph) -> Search:
 
 def graph_mismatch(facts: PlanFacts, bundle: Bundle, graph: Graph) -> str:
     """Why a plan is not one of this graph, or an empty string."""
-    files = bundle.manifest.files
+    files = bundle.files
     if facts.graph.role != graph.role:
         return f"it was made from the {facts.graph.role} graph, not from {graph.role}"
     weights = [files[name].sha256 for name in graph.data]
     if facts.graph.sha256 != files[graph.file].sha256 or facts.graph.weights != weights:
-        return f"it was made from another graph than {graph.file} of {bundle.manifest.name}"
+        return f"it was made from another graph than {graph.file} of {bundle.name}"
     return ""
 
 

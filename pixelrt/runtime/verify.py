@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import pixelrt
-from pixelrt.bundle import Bundle
+from pixelrt.bundle import Bundle, BundledNetwork
 from pixelrt.cache import cache_folder
 from pixelrt.errors import FidelityError, OutputError
 from pixelrt.fidelity import Comparison, compare
@@ -20,9 +20,11 @@ from pixelrt.files import atomic_write
 from pixelrt.geometry import Size
 from pixelrt.grid import grid_size, pad_image
 from pixelrt.manifest import GraphRole
+from pixelrt.pipeline_bundle import PipelineNetwork
 from pixelrt.plans.profiles import Shape
 from pixelrt.runtime.backends.base import Array, BackendInfo, Sample, Session
 from pixelrt.runtime.machine import processor_name
+from pixelrt.runtime.verify_tensors import compare_tensors, tensor_samples
 
 MACHINE_SLACK = 4.0
 """Another processor sums in another order: its error may be this many times the tolerance
@@ -41,6 +43,11 @@ LOW_MAX_ABS = 0.05
 """And the largest single error: a black or burnt spot hardly moves the PSNR of a picture."""
 
 
+TENSOR_MAX_ABS = 0.25
+"""For tensors within a pipeline, of their largest magnitude: what the noise of the next step
+covers. It is there to find what overflows."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """The largest error, of a range of 1, and the least PSNR in dB (0: none)."""
@@ -53,9 +60,15 @@ class Limits:
         return text + (f", at least {self.min_psnr:.0f} dB" if self.min_psnr else "")
 
 
-def limits_of(bundle: Bundle, info: BackendInfo, role: GraphRole, kind: str = "photo") -> Limits:
+def limits_of(
+    bundle: BundledNetwork, info: BackendInfo, role: GraphRole, kind: str = "photo"
+) -> Limits:
     """What results of this arithmetic have to keep to, on a sample of this kind."""
     image = role == "image"
+    if isinstance(bundle, PipelineNetwork):
+        if info.precision == "float32":
+            return Limits(bundle.tolerance.max_abs * MACHINE_SLACK, 0.0)
+        return Limits(TENSOR_MAX_ABS, bundle.network.low_psnr)
     if info.precision != "float32":
         least = LOW_MIN_PSNR[kind]
         return (
@@ -63,7 +76,7 @@ def limits_of(bundle: Bundle, info: BackendInfo, role: GraphRole, kind: str = "p
         )
     if image:
         return Limits(LEVEL * 1.001, IMAGE_MIN_PSNR)
-    return Limits(bundle.manifest.tolerance.max_abs * MACHINE_SLACK, 0.0)
+    return Limits(bundle.tolerance.max_abs * MACHINE_SLACK, 0.0)
 
 
 def in_levels(decibels: float) -> float:
@@ -73,6 +86,20 @@ def in_levels(decibels: float) -> float:
     level, which gives 10 log10(255 / (0.8 s)) dB.
     """
     return 25.0 + decibels / 2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one sample came out."""
+
+    name: str
+    comparison: Comparison
+    limits: Limits
+
+    @property
+    def passed(self) -> bool:
+        got, limits = self.comparison, self.limits
+        return not got.non_finite and got.max_abs <= limits.max_abs and got.psnr >= limits.min_psnr
 
 
 @dataclass(frozen=True)
@@ -88,9 +115,30 @@ class Check:
     expected: Array
 
     @property
+    def outcome(self) -> Outcome:
+        return Outcome(self.sample.name, self.comparison, self.limits)
+
+    @property
     def passed(self) -> bool:
-        got, limits = self.comparison, self.limits
-        return not got.non_finite and got.max_abs <= limits.max_abs and got.psnr >= limits.min_psnr
+        return self.outcome.passed
+
+
+def outcomes(
+    network: BundledNetwork, session: Session, role: GraphRole, *, smallest: bool = False
+) -> Iterator[Outcome]:
+    """All samples through a session, or the smallest alone. Never raises on a mismatch."""
+    if isinstance(network, PipelineNetwork):
+        limits = limits_of(network, session.info, role)
+        found = tensor_samples(network)
+        for sample in found[:1] if smallest else found:
+            yield Outcome(sample.name, compare_tensors(network, session, sample), limits)
+        return
+    assert isinstance(network, Bundle)
+    pictures = samples_for(network, session)
+    if smallest:
+        pictures = (min(pictures, key=lambda sample: sample.pixels.size),)
+    for picture in pictures:
+        yield check_sample(network, session, role, picture).outcome
 
 
 def samples_for(bundle: Bundle, session: Session) -> tuple[Sample, ...]:
@@ -104,7 +152,7 @@ def samples_for(bundle: Bundle, session: Session) -> tuple[Sample, ...]:
     fitting = [sample for sample in found if _takes(bundle, session, sample)]
     if not fitting and not session.samples:
         raise FidelityError(
-            f"{session.info} cannot be held against the reference of {bundle.manifest.name}",
+            f"{session.info} cannot be held against the reference of {bundle.name}",
             found=f"it takes {'; '.join(map(str, session.profiles))} only",
             expected="a sample of such a size",
             hint="build the plan again: `pixelrt build` adds a sample of its size",
@@ -155,7 +203,7 @@ def check_all(bundle: Bundle, session: Session, role: GraphRole) -> Iterator[Che
         yield check_sample(bundle, session, role, sample)
 
 
-def require_verified(bundle: Bundle, session: Session, role: GraphRole) -> str:
+def require_verified(bundle: BundledNetwork, session: Session, role: GraphRole) -> str:
     """Check the session unless this machine has done so before: float32 on the smallest
     sample, lower precision on all, since what it loses depends on the picture.
 
@@ -167,16 +215,13 @@ def require_verified(bundle: Bundle, session: Session, role: GraphRole) -> str:
     known = _read_verdict(bundle, info, role)
     if known and known.passed:
         return f"verified before: {known.words}"
-    samples = samples_for(bundle, session)
-    if info.precision == "float32":
-        samples = (min(samples, key=lambda sample: sample.pixels.size),)
-    checks = [check_sample(bundle, session, role, sample) for sample in samples]
-    worst = min(checks, key=lambda check: (check.passed, check.comparison.psnr))
+    found = outcomes(bundle, session, role, smallest=info.precision == "float32")
+    worst = min(found, key=lambda outcome: (outcome.passed, outcome.comparison.psnr))
     words = f"{worst.comparison} ({worst.limits})"
     if not worst.passed:
         error = FidelityError(
-            f"{info} does not reproduce the reference of {bundle.manifest.name}",
-            found=f"{worst.comparison} on sample {worst.sample.name} ({role} graph)",
+            f"{info} does not reproduce the reference of {bundle.name}",
+            found=f"{worst.comparison} on sample {worst.name} ({role} graph)",
             expected=str(worst.limits),
             hint="use another backend; `pixelrt verify` shows all samples",
         )
@@ -187,13 +232,13 @@ def require_verified(bundle: Bundle, session: Session, role: GraphRole) -> str:
     return f"verified now: {words}{unkept}"
 
 
-def known_failure(bundle: Bundle, info: BackendInfo, role: GraphRole) -> str:
+def known_failure(bundle: BundledNetwork, info: BackendInfo, role: GraphRole) -> str:
     """Why a lower precision is known not to do for this graph here, or an empty string."""
     known = _read_verdict(bundle, info, role)
     return known.words if known and not known.passed else ""
 
 
-def verified_before(bundle: Bundle, info: BackendInfo, role: GraphRole) -> bool:
+def verified_before(bundle: BundledNetwork, info: BackendInfo, role: GraphRole) -> bool:
     """Whether this graph passed in this way on this machine."""
     known = _read_verdict(bundle, info, role)
     return known is not None and known.passed
@@ -205,7 +250,7 @@ class _Verdict:
     passed: bool
 
 
-def _read_verdict(bundle: Bundle, info: BackendInfo, role: GraphRole) -> _Verdict | None:
+def _read_verdict(bundle: BundledNetwork, info: BackendInfo, role: GraphRole) -> _Verdict | None:
     """What is known of this bundle, backend and machine; nothing where it cannot be read."""
     try:
         raw = json.loads(verdict_path(bundle, info, role).read_bytes())
@@ -214,7 +259,9 @@ def _read_verdict(bundle: Bundle, info: BackendInfo, role: GraphRole) -> _Verdic
         return None
 
 
-def _keep_verdict(bundle: Bundle, info: BackendInfo, role: GraphRole, verdict: _Verdict) -> str:
+def _keep_verdict(
+    bundle: BundledNetwork, info: BackendInfo, role: GraphRole, verdict: _Verdict
+) -> str:
     """Write the verdict; where the cache cannot be written, say so instead of failing."""
     path = verdict_path(bundle, info, role)
     text = {"verdict": verdict.words, "passed": verdict.passed, "backend": str(info)}
@@ -227,9 +274,10 @@ def _keep_verdict(bundle: Bundle, info: BackendInfo, role: GraphRole, verdict: _
     return ""
 
 
-def verdict_path(bundle: Bundle, info: BackendInfo, role: GraphRole) -> Path:
+def verdict_path(bundle: BundledNetwork, info: BackendInfo, role: GraphRole) -> Path:
     """Where the verdict of this bundle, backend and machine is kept."""
     what = [info.name, info.version, info.device, info.precision, info.engine]
+    what.append(bundle.component.name)
     limits = [str(limits_of(bundle, info, role, kind)) for kind in LOW_MIN_PSNR]
     key = json.dumps([pixelrt.__version__, bundle.sha256, role, *what, *limits, machine_id()])
     return cache_folder() / "verdicts" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelrt.bundle import Bundle
+from pixelrt.bundle import Bundle, BundledNetwork
+from pixelrt.errors import BackendError
 from pixelrt.manifest import GraphRole
 from pixelrt.plans.profiles import Profile, Shape
 from pixelrt.spec import ImageSpec, TensorSpec
@@ -177,10 +178,21 @@ class Backend(Protocol):
         """Why this backend cannot be used here, or an empty string where it can."""
         ...
 
-    def offers(self, bundle: Bundle, role: GraphRole) -> tuple[Offer, ...]:
+    def offers(self, bundle: BundledNetwork, role: GraphRole) -> tuple[Offer, ...]:
         """The ways to run a graph of ``bundle``, best first; nothing large is loaded yet.
 
         Asked only where nothing is ``missing``. Raises ``BackendError`` with the reasons
         where there is no way.
         """
         ...
+
+
+def image_bundle(backend: str, network: BundledNetwork) -> Bundle:
+    """``network`` as an image bundle. Raises ``BackendError`` where it is part of a pipeline."""
+    if isinstance(network, Bundle):
+        return network
+    raise BackendError(
+        f"{backend} does not run the networks of pipelines",
+        found=network.name,
+        expected="a bundle of one image-to-image network",
+    )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Self
 
-from pixelrt.bundle import Bundle
+from pixelrt.bundle import BundledNetwork
 from pixelrt.errors import BackendError
 from pixelrt.manifest import GraphRole
 from pixelrt.plans.profiles import Profile
@@ -76,11 +76,11 @@ class FakeBackend:
     def missing(self) -> str:
         return self.reason
 
-    def offers(self, bundle: Bundle, role: GraphRole) -> tuple[Offer, ...]:
+    def offers(self, bundle: BundledNetwork, role: GraphRole) -> tuple[Offer, ...]:
         infos = [BackendInfo(self.name, "1", "none", name) for name in self.precisions]
         return tuple(Offer(info, partial(self._open, bundle, role, info)) for info in infos)
 
-    def _open(self, bundle: Bundle, role: GraphRole, info: BackendInfo) -> FakeSession:
+    def _open(self, bundle: BundledNetwork, role: GraphRole, info: BackendInfo) -> FakeSession:
         graph = bundle.component.graph(role)
         session = FakeSession(self.functions[role], tuple(graph.inputs), tuple(graph.outputs), info)
         self.sessions.append(session)

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Self
 
-from pixelrt.bundle import Bundle
+from pixelrt.bundle import BundledNetwork
 from pixelrt.errors import BackendError, OutOfMemoryError
 from pixelrt.manifest import Graph, GraphRole
 from pixelrt.plans.profiles import Profile
@@ -35,7 +35,7 @@ class OnnxRuntimeCpu:
             return f"onnxruntime is not installed; {INSTALL_HINT}"
         return ""
 
-    def offers(self, bundle: Bundle, role: GraphRole) -> tuple[Offer, ...]:
+    def offers(self, bundle: BundledNetwork, role: GraphRole) -> tuple[Offer, ...]:
         import onnxruntime as ort
 
         info = BackendInfo(self.name, ort.__version__, processor_name(), bundle.component.precision)
@@ -50,7 +50,9 @@ class OnnxRuntimeSession:
     profiles: tuple[Profile, ...] = ()
     samples: tuple[Sample, ...] = ()
 
-    def __init__(self, bundle: Bundle, graph: Graph, info: BackendInfo, threads: int) -> None:
+    def __init__(
+        self, bundle: BundledNetwork, graph: Graph, info: BackendInfo, threads: int
+    ) -> None:
         import onnxruntime as ort
 
         self.info = info

@@ -20,12 +20,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pixelrt.bundle import Bundle
+from pixelrt.bundle import Bundle, BundledNetwork
 from pixelrt.errors import BackendError
 from pixelrt.geometry import Size, on_grid
 from pixelrt.manifest import Graph, GraphRole
 from pixelrt.plans.profiles import Profile, Shape, tensor_shape
-from pixelrt.runtime.backends.base import BackendInfo, Offer, Session
+from pixelrt.runtime.backends.base import BackendInfo, Offer, Session, image_bundle
 from pixelrt.runtime.backends.ort_assignment import (
     NO_FALLBACK,
     RECORD,
@@ -125,8 +125,9 @@ class OrtDeviceBackend:
             return "; ".join(part for part in (exc.message, exc.found, exc.hint) if part)
         return ""
 
-    def offers(self, bundle: Bundle, role: GraphRole) -> tuple[Offer, ...]:
+    def offers(self, network: BundledNetwork, role: GraphRole) -> tuple[Offer, ...]:
         """The float32 graph. Raises ``BackendError`` where the GPU or the provider is not there."""
+        bundle = image_bundle(self.name, network)
         ort = load_onnxruntime(self._machine)
         cuda = self._machine.cuda()
         self._provider.prepare(self._machine, ort, cuda)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from pixelrt.bundle import Bundle
+from pixelrt.bundle import BundledNetwork
 from pixelrt.manifest import Graph, GraphRole
 from pixelrt.runtime.backends.base import BackendInfo, Offer
 from pixelrt.runtime.backends.openvino_plugin import Settings, load_plugin, missing_packages
@@ -32,7 +32,7 @@ class OnnxRuntimeOpenVino:
     def missing(self) -> str:
         return missing_packages()
 
-    def offers(self, bundle: Bundle, role: GraphRole) -> tuple[Offer, ...]:
+    def offers(self, bundle: BundledNetwork, role: GraphRole) -> tuple[Offer, ...]:
         import onnxruntime as ort
 
         plugin = load_plugin()
@@ -52,7 +52,7 @@ class OnnxRuntimeOpenVino:
         return tuple(offers)
 
 
-def _graph(bundle: Bundle, role: GraphRole, precision: str) -> Graph:
+def _graph(bundle: BundledNetwork, role: GraphRole, precision: str) -> Graph:
     made = {variant.backend for variant in bundle.component.variants}
     low = precision != "float32" and LOW_VARIANT in made
     return bundle.component.graph(role, LOW_VARIANT if low else VARIANT)

@@ -12,7 +12,7 @@ import json
 import platform
 from collections.abc import Callable
 
-from pixelrt.bundle import Bundle
+from pixelrt.bundle import BundledNetwork
 from pixelrt.cache import cache_folder
 from pixelrt.errors import InputError, OutputError
 from pixelrt.manifest import Graph
@@ -28,16 +28,18 @@ WEIGHTS_PER_GRAPH_BYTE = 256
 9 ms for each MB of weights. Swin2SR light: 0.50 s and 0.15 s; U-Net-256: 0.4 s and 4 s."""
 
 
-def worth_keeping(bundle: Bundle, graph: Graph) -> bool:
+def worth_keeping(bundle: BundledNetwork, graph: Graph) -> bool:
     """Whether a compiled graph is read faster than it is compiled."""
-    files = bundle.manifest.files
+    files = bundle.files
     weights = sum(files[name].bytes for name in graph.data)
     return weights < WEIGHTS_PER_GRAPH_BYTE * files[graph.file].bytes
 
 
-def cache_key(bundle: Bundle, graph: Graph, settings: str, versions: tuple[str, ...]) -> str:
+def cache_key(
+    bundle: BundledNetwork, graph: Graph, settings: str, versions: tuple[str, ...]
+) -> str:
     """SHA-256 of all that decides the blob: graph, weights, settings, versions, processor."""
-    files = bundle.manifest.files
+    files = bundle.files
     facts = {
         "format": FORMAT,
         "graph": files[graph.file].sha256,

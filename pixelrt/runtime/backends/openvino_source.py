@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pixelrt.bundle import Bundle
+from pixelrt.bundle import BundledNetwork
 from pixelrt.errors import BackendError, OutOfMemoryError
 from pixelrt.manifest import Graph
 from pixelrt.runtime.backends.onnxruntime import MEMORY_WORDS
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Source:
     """What is compiled, by what, and how."""
 
-    bundle: Bundle
+    bundle: BundledNetwork
     graph: Graph
     plugin: Plugin
     settings: Settings
@@ -49,7 +49,7 @@ class Source:
     def fixed_seconds(self) -> float:
         """What compiling for one shape takes, roughly: Swin2SR light 0.7 to 1.6 s, SRGAN 0.2 s,
         U-Net-256 0.4 s on two cores."""
-        files = self.bundle.manifest.files
+        files = self.bundle.files
         weights = sum(files[name].bytes for name in self.graph.data)
         return 7.5e-6 * files[self.graph.file].bytes + 1.5e-9 * weights
 

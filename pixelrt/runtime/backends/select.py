@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pixelrt.bundle import Bundle
+from pixelrt.bundle import BundledNetwork
 from pixelrt.errors import BackendError, FidelityError, InputError, PixelrtError, UsageError
 from pixelrt.manifest import GraphRole
 from pixelrt.runtime.backends.base import Backend, Offer, Session
@@ -77,7 +77,7 @@ def find_backend(name: str, backends: tuple[Backend, ...] = BACKENDS) -> Backend
 
 
 def open_session(
-    bundle: Bundle,
+    bundle: BundledNetwork,
     role: GraphRole,
     choice: Choice | None = None,
     backends: tuple[Backend, ...] = BACKENDS,
@@ -119,7 +119,7 @@ def check_precision(precision: str) -> None:
 
 
 def offers_of(
-    backend: Backend, bundle: Bundle, role: GraphRole, precision: str = "auto"
+    backend: Backend, bundle: BundledNetwork, role: GraphRole, precision: str = "auto"
 ) -> tuple[Offer, ...]:
     """The ways in which ``backend`` runs a graph, best first, of one precision if asked.
 
@@ -143,7 +143,9 @@ def offers_of(
     return tuple(wanted)
 
 
-def _open(bundle: Bundle, role: GraphRole, offer: Offer, *, verify: bool) -> tuple[Session, str]:
+def _open(
+    bundle: BundledNetwork, role: GraphRole, offer: Offer, *, verify: bool
+) -> tuple[Session, str]:
     if verify and (failure := known_failure(bundle, offer.info, role)):
         raise FidelityError(failure)
     session = offer.open()

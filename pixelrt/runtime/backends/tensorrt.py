@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from pixelrt.bundle import Bundle
+from pixelrt.bundle import Bundle, BundledNetwork
 from pixelrt.errors import BackendError, PixelrtError
 from pixelrt.manifest import GraphRole
 from pixelrt.plans.store import Search, StoredPlan, find_plans, graph_mismatch
 from pixelrt.plans.target import Flavour, Target, detect_target, mismatch
 from pixelrt.plans.tensorrt import HINTS, MODULES, TensorRT, load_tensorrt
-from pixelrt.runtime.backends.base import BackendInfo, Offer, Session
+from pixelrt.runtime.backends.base import BackendInfo, Offer, Session, image_bundle
 from pixelrt.runtime.backends.trt_loading import load_plan
 from pixelrt.runtime.device.cuda import Cuda, RealCuda
 from pixelrt.runtime.device.session import DeviceSession
@@ -71,8 +71,9 @@ class TensorRTBackend:
             return _one_line(exc)
         return ""
 
-    def offers(self, bundle: Bundle, role: GraphRole) -> tuple[Offer, ...]:
+    def offers(self, network: BundledNetwork, role: GraphRole) -> tuple[Offer, ...]:
         """One for each plan that fits this machine; those that do not come first, refused."""
+        bundle = image_bundle(self.name, network)
         trt = self._machine.load(self._flavour)
         here = self._machine.target(self._flavour, trt.version)
         search = self._search(bundle, role)
