@@ -35,7 +35,7 @@ def check_core(
 
     Raises ``ExportError`` with the worst sample and its errors by decade.
     """
-    session = _session(folder / Path(graph.file).name)
+    session = open_graph(folder / Path(graph.file).name)
     results = []
     for sample, want in zip(samples, expected, strict=True):
         feed = {session.get_inputs()[0].name: to_core(sample.pixels, spec)}
@@ -52,7 +52,7 @@ def check_image(
     folder: Path, graph: Graph, spec: ImageSpec, samples: Sequence[Sample], expected: Outputs
 ) -> None:
     """Compare the uint8 graph with the clamped and rounded reference: one level at most."""
-    session = _session(folder / Path(graph.file).name)
+    session = open_graph(folder / Path(graph.file).name)
     for sample, want in zip(samples, expected, strict=True):
         size = Size(*sample.pixels.shape[1:3])
         pixels = pad_image(sample.pixels, grid_size(size, spec), spec.pad_mode)
@@ -64,7 +64,8 @@ def check_image(
             raise _mismatch(graph.file, sample, result, 1.0, histogram(levels, got))
 
 
-def _session(path: Path) -> ort.InferenceSession:
+def open_graph(path: Path) -> ort.InferenceSession:
+    """A graph on onnxruntime's CPU kernels. Raises ``ExportError``."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     try:

@@ -11,7 +11,7 @@ import pickle
 import re
 import struct
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def _open(source: str | Path) -> Checkpoint:
     if path.exists():
         raise CheckpointError("neither a regular file nor a folder", expected=_EXPECTED)
     if isinstance(source, str) and is_hub_id(source):
-        return _open_folder(_download(source), source)
+        return _open_folder(download(source, HUB_PATTERNS), source)
     raise CheckpointError(
         "there is no such file or folder",
         expected=_EXPECTED,
@@ -335,12 +335,12 @@ def _listing(paths: Iterable[Path]) -> str:
     return (", ".join(names[:10]) or "no files") + more
 
 
-def _download(repo_id: str) -> Path:
+def download(repo_id: str, patterns: Sequence[str]) -> Path:
     """A local copy of a repository of the hub. The only thing in pixelrt that downloads."""
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(repo_id, allow_patterns=list(HUB_PATTERNS)))
+        return Path(snapshot_download(repo_id, allow_patterns=list(patterns)))
     except Exception as exc:
         # Its errors come from three libraries and have no common base.
         raise CheckpointError(

@@ -49,19 +49,24 @@ def export_variant(network: Network, backend: str, folder: Path) -> Graph:
     return _described(network.image, name, data)
 
 
-def _model(module: nn.Module, spec: ImageSpec) -> ir.Model:
-    height, width = _example_size(spec)
-    example = torch.rand(2, spec.channels_in, height, width)
+def export_module(
+    module: nn.Module,
+    example: tuple[torch.Tensor, ...],
+    dynamic_shapes: tuple[object, ...],
+    names: tuple[list[str], list[str]],
+) -> ir.Model:
+    """A module as a graph; ``names`` of its inputs and outputs. ``dynamic_shapes`` as in
+    ``torch.export``, for each input. Raises ``ExportError``."""
     try:
         with _quiet():
             program = torch.onnx.export(
                 module,
-                (example,),
+                example,
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=({0: Dim("N", min=1, max=MAX_BATCH), **_sides(spec)},),
-                input_names=[CORE_IN],
-                output_names=[CORE_OUT],
+                dynamic_shapes=dynamic_shapes,
+                input_names=names[0],
+                output_names=names[1],
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as exc:
@@ -69,6 +74,14 @@ def _model(module: nn.Module, spec: ImageSpec) -> ir.Model:
     assert program is not None
     model: ir.Model = program.model
     _forget_build_machine(model)
+    return model
+
+
+def _model(module: nn.Module, spec: ImageSpec) -> ir.Model:
+    height, width = _example_size(spec)
+    example = torch.rand(2, spec.channels_in, height, width)
+    shapes = {0: Dim("N", min=1, max=MAX_BATCH), **_sides(spec)}
+    model = export_module(module, (example,), (shapes,), ([CORE_IN], [CORE_OUT]))
     model.graph.outputs[0].shape = ir.Shape(["N", spec.channels_out, *_scaled(spec)])
     model.graph.inputs[0].shape = ir.Shape(["N", spec.channels_in, "H", "W"])
     return model

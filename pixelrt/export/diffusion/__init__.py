@@ -1,0 +1,1 @@
+"""Diffusion pipelines: from diffusers' formats to bundles of several networks."""

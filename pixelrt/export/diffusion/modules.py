@@ -1,0 +1,140 @@
+"""Components of diffusion pipelines as modules of plain tensors.
+
+Shapes: B pictures (twice as many where guidance runs both halves at once), T tokens, h and w
+sides of the latents, C channels of the text, ``k`` pixels for each latent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NEVER_DIVIDES = 40
+"""Number of halvings that no side has room for."""
+
+
+class TextEncoder(nn.Module):
+    """``ids`` int64 (B, T) to ``hidden`` (B, T, C), and ``pooled`` (B, P) where it is asked for.
+
+    ``layer``: 0 for the last one after its norm; else that hidden state from the end, normed
+    where ``normed`` (what diffusers calls clip skip), as it is otherwise (SDXL).
+    """
+
+    def __init__(self, model: Any, *, layer: int, normed: bool, pooled: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.layer = layer
+        self.normed = normed
+        self.pooled = pooled
+
+    def forward(self, ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        out = self.model(input_ids=ids, output_hidden_states=self.layer != 0)
+        hidden: Tensor = out.last_hidden_state
+        if self.layer:
+            hidden = out.hidden_states[-self.layer]
+            if self.normed:
+                hidden = _final_norm(self.model)(hidden)
+        return (hidden, out.text_embeds) if self.pooled else hidden
+
+
+def _final_norm(model: nn.Module) -> nn.Module:
+    return next(m for name, m in model.named_modules() if name.endswith("final_layer_norm"))
+
+
+class UNet(nn.Module):
+    """``latents`` (B, c, h, w), ``timestep`` (B,) and ``text`` (B, T, C) to ``noise``.
+
+    Then, in this order and only where the network has them: ``pooled`` (B, P) and ``time_ids``
+    (B, n); ``guidance`` (B, G); ``level`` int64 (B,), the noise in a low picture; for every
+    ControlNet ``control_i`` (B, 3, k*h, k*w) and ``scale_i`` (1,).
+    """
+
+    def __init__(self, model: Any, controls: list[Any], extra: list[str]) -> None:
+        super().__init__()
+        # A side that does not halve evenly is brought back to its size on the way up. diffusers
+        # looks at the sides to see whether it has to; a graph for all sizes always does it.
+        model.num_upsamplers = NEVER_DIVIDES
+        self.model = model
+        self.controls = nn.ModuleList(controls)
+        self.extra = extra
+
+    def forward(self, latents: Tensor, timestep: Tensor, text: Tensor, *more: Tensor) -> Tensor:
+        given = dict(zip(self.extra, more, strict=True))
+        added = None
+        if "pooled" in given:
+            added = {"text_embeds": given["pooled"], "time_ids": given["time_ids"]}
+        down, mid = self._residuals(latents, timestep, text, given, added)
+        noise: Tensor = self.model(
+            latents,
+            timestep,
+            encoder_hidden_states=text,
+            class_labels=given.get("level"),
+            timestep_cond=given.get("guidance"),
+            added_cond_kwargs=added,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+            return_dict=False,
+        )[0]
+        return noise
+
+    def _residuals(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        given: dict[str, Tensor],
+        added: dict[str, Tensor] | None,
+    ) -> tuple[list[Tensor] | None, Tensor | None]:
+        down: list[Tensor] | None = None
+        mid: Tensor | None = None
+        for number, net in enumerate(self.controls):
+            parts, middle = net(
+                latents,
+                timestep,
+                encoder_hidden_states=text,
+                controlnet_cond=given[f"control_{number}"],
+                added_cond_kwargs=added,
+                return_dict=False,
+            )
+            scale = given[f"scale_{number}"]
+            parts, middle = [part * scale for part in parts], middle * scale
+            if down is None or mid is None:
+                down, mid = parts, middle
+            else:
+                down = [a + b for a, b in zip(down, parts, strict=True)]
+                mid = mid + middle
+        return down, mid
+
+
+class Encoder(nn.Module):
+    """``pixels`` (B, 3, k*h, k*w) in [-1, 1] to ``moments`` (B, 2*c, h, w): mean and log variance,
+    the latter not clamped."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.encoder = model.encoder
+        self.last = model.quant_conv if model.quant_conv is not None else nn.Identity()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        y: Tensor = self.last(self.encoder(pixels))
+        return y
+
+
+class Decoder(nn.Module):
+    """``latents`` (B, c, h, w), not scaled, to ``pixels`` (B, 3, k*h, k*w), nominally [-1, 1]."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.first = model.post_quant_conv if model.post_quant_conv is not None else nn.Identity()
+        self.decoder = model.decoder
+
+    def forward(self, latents: Tensor) -> Tensor:
+        y: Tensor = self.decoder(self.first(latents))
+        return y
+
+
+def noise(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Seeded samples, the same on every machine."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

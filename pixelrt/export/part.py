@@ -1,0 +1,167 @@
+"""One network of a pipeline: module to verified graph with its samples."""
+
+from __future__ import annotations
+
+import inspect
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from pixelrt.errors import ExportError
+from pixelrt.export.check import BACKEND, open_graph
+from pixelrt.export.to_onnx import OPSET, export_module
+from pixelrt.fidelity import Comparison, compare, histogram
+from pixelrt.manifest import Component, Graph, Measured, Network, NetworkSample
+from pixelrt.pipeline_bundle import INPUT, OUTPUT
+from pixelrt.spec import TensorSpec, Tolerance
+
+MAX_ABS = 1e-4
+LOW_PSNR = 35.0
+"""Of a network whose errors the next steps meet as they meet noise; see ``Network``."""
+MAX_LENGTH = 2**14
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A dynamic axis: multiples of ``step``, ``step * low`` to ``step * high``."""
+
+    name: str
+    step: int = 1
+    low: int = 1
+    high: int = MAX_LENGTH
+
+    def __str__(self) -> str:
+        return self.name if self.step == 1 else f"{self.step}*{self.name}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A network and what it is exported with.
+
+    ``inputs``, ``outputs``: the dynamic axes of each by position, in the order of the module;
+    axes of one name are equally long.
+    ``samples``: inputs in order, at two sizes or more; the first is the example of the
+    export, none of whose dynamic axes is 1 long.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: Mapping[str, Mapping[int, Axis]]
+    outputs: Mapping[str, Mapping[int, Axis]]
+    samples: Sequence[tuple[Tensor, ...]]
+    max_abs: float = MAX_ABS
+    low_psnr: float = LOW_PSNR
+
+
+def export_part(part: Part, graphs: Path, reference: Path) -> tuple[Network, list[Measured]]:
+    """Write ``NAME.onnx``, ``NAME.bin`` and samples; hold the graph against PyTorch.
+
+    Raises ``ExportError`` with the worst sample and its errors by decade.
+    """
+    model = export_module(
+        part.module,
+        part.samples[0],
+        _dynamic_shapes(part),
+        (list(part.inputs), list(part.outputs)),
+    )
+    expected = [_run(part, sample) for sample in part.samples]
+    _name_axes(model, part)
+    file, data = f"{part.name}.onnx", f"{part.name}.bin"
+    ir.save(model, graphs / file, external_data=data)
+    weights = [f"graphs/{data}"] if (graphs / data).is_file() else []
+    graph = Graph("network", f"graphs/{file}", *_specs(model), weights, OPSET)
+    measured = _check(part, graphs / file, expected)
+    samples = []
+    for number, (sample, outputs) in enumerate(zip(part.samples, expected, strict=True)):
+        name = f"{part.name}-{number}"
+        arrays = {INPUT + n: v.numpy() for n, v in zip(part.inputs, sample, strict=True)}
+        arrays |= {OUTPUT + n: v for n, v in zip(part.outputs, outputs, strict=True)}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        (reference / f"{name}.npz").write_bytes(buffer.getvalue())
+        samples.append(NetworkSample(name, f"reference/{name}.npz"))
+    component = Component(part.name, "float32", [graph])
+    tolerance = Tolerance(part.max_abs)
+    described = Network(
+        component=component, tolerance=tolerance, low_psnr=part.low_psnr, samples=samples
+    )
+    return described, measured
+
+
+def _dynamic_shapes(part: Part) -> tuple[object, ...]:
+    dims: dict[str, object] = {}
+
+    def dim(axis: Axis) -> object:
+        if axis.name not in dims:
+            dims[axis.name] = Dim(axis.name, min=axis.low, max=axis.high // axis.step)
+        base = dims[axis.name]
+        return base if axis.step == 1 else axis.step * base  # type: ignore[operator]
+
+    shapes = [{position: dim(axis) for position, axis in a.items()} for a in part.inputs.values()]
+    parameters = inspect.signature(part.module.forward).parameters.values()
+    single = sum(one.kind is not one.VAR_POSITIONAL for one in parameters)
+    # torch.export wants those of *more as one tuple.
+    return (*shapes[:single], tuple(shapes[single:])) if single < len(parameters) else (*shapes,)
+
+
+def _name_axes(model: ir.Model, part: Part) -> None:
+    """Give the axes of inputs and outputs their names."""
+    values = [*model.graph.inputs, *model.graph.outputs]
+    for value, axes in zip(values, [*part.inputs.values(), *part.outputs.values()], strict=True):
+        assert value.shape is not None
+        dims = [axes.get(position, size) for position, size in enumerate(value.shape)]
+        if not all(isinstance(size, int | Axis) for size in dims):
+            raise ExportError(
+                f"{part.name}: an axis of {value.name} is dynamic that should be fixed",
+                found=str(value.shape),
+                expected=", ".join(map(str, axes.values())) + " alone",
+            )
+        value.shape = ir.Shape([size if isinstance(size, int) else str(size) for size in dims])
+
+
+def _specs(model: ir.Model) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    def spec(value: ir.Value) -> TensorSpec:
+        assert value.shape is not None
+        assert value.dtype is not None
+        dims = tuple(int(d) if isinstance(d, int) else str(d) for d in value.shape)
+        return TensorSpec(value.name or "", str(np.dtype(value.dtype.numpy())), dims)
+
+    return [spec(v) for v in model.graph.inputs], [spec(v) for v in model.graph.outputs]
+
+
+def _run(part: Part, sample: tuple[Tensor, ...]) -> list[np.ndarray]:
+    with torch.inference_mode():
+        result = part.module(*sample)
+    results = result if isinstance(result, tuple) else (result,)
+    return [value.numpy() for value in results]
+
+
+def _check(part: Part, path: Path, expected: list[list[np.ndarray]]) -> list[Measured]:
+    session = open_graph(path)
+    measured = []
+    for number, (sample, outputs) in enumerate(zip(part.samples, expected, strict=True)):
+        feed = {name: v.numpy() for name, v in zip(part.inputs, sample, strict=True)}
+        found = session.run(list(part.outputs), feed)
+        worst: Comparison | None = None
+        for name, want, got in zip(part.outputs, outputs, found, strict=True):
+            peak = float(np.abs(want).max()) or 1.0
+            result = compare(want / peak, got / peak)
+            if result.max_abs > part.max_abs:
+                raise ExportError(
+                    f"the graph of {part.name} does not reproduce PyTorch; no bundle was written",
+                    found=f"{result} of the largest value of {name}, sample {number}; errors by "
+                    f"size:\n{histogram(want / peak, got / peak)}",
+                    expected=f"max abs at most {part.max_abs:.0e}",
+                    hint="report this with the pipeline's configuration: a fault of the export",
+                )
+            worst = result if worst is None or result.psnr < worst.psnr else worst
+        assert worst is not None
+        measured.append(Measured(BACKEND, f"{part.name}-{number}", worst.max_abs, worst.psnr))
+    return measured

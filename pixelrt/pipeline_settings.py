@@ -1,0 +1,57 @@
+"""Settings of pipeline bundles: what export writes and the runtime reads. No logic."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class TextSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """A text encoder: ``network`` takes ``ids`` int64 (B, length).
+
+    ``tokenizer``: name of its asset. ``pooled``: it gives an output ``pooled`` (B, P) beside
+    ``hidden`` (B, length, C).
+    """
+
+    network: str
+    tokenizer: str
+    length: int
+    start: int
+    end: int
+    padding: int
+    pooled: bool = False
+
+
+class ControlSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """A ControlNet: ``network`` takes latents, timestep, text and ``control`` (B, C, H, W)."""
+
+    network: str
+    channels: int = 3
+
+
+class DiffusionSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Latent diffusion with a UNet and a VAE.
+
+    ``scheduler``: diffusers' configuration of one. ``latent_scale``: pixels for each latent,
+    on both axes. ``scaling``: latents are the VAE's times this. ``multiple``: sides of
+    pictures are multiples of this many pixels. ``unet_channels``: 4 for plain latents, 9 with
+    mask and masked picture. ``time_ids``: what the UNet is told of sizes, ``base`` six numbers,
+    ``refiner`` five. ``guidance_width``: length of the embedding of the guidance scale, 0 for
+    none. ``empty_is_zero``: no negative prompt means zeros. ``safety_checker``: whether the
+    original pipeline had one; it is never part of a bundle.
+    """
+
+    scheduler: dict[str, Any]
+    latent_channels: int
+    latent_scale: int
+    scaling: float
+    sample_size: int
+    multiple: int
+    unet_channels: int
+    text: list[TextSettings]
+    controls: list[ControlSettings] = []
+    time_ids: Literal["", "base", "refiner"] = ""
+    guidance_width: int = 0
+    empty_is_zero: bool = False
+    safety_checker: bool = False
