@@ -11,13 +11,13 @@ from pixelrt.errors import BackendError, OutOfMemoryError
 from pixelrt.manifest import Graph, GraphRole
 from pixelrt.plans.profiles import Profile
 from pixelrt.runtime.backends.base import Array, BackendInfo, Offer, Sample
+from pixelrt.runtime.backends.ort_assignment import CPU_PROVIDER
 from pixelrt.runtime.machine import processor_name, usable_cpus
 from pixelrt.spec import TensorSpec
 
 if TYPE_CHECKING:
     import onnxruntime
 
-CPU_PROVIDER = "CPUExecutionProvider"
 INSTALL_HINT = "pip install 'pixelrt[cpu]'"
 MEMORY_WORDS = ("bad_alloc", "failed to allocate", "out of memory")
 

@@ -32,14 +32,13 @@ from pixelrt.runtime.backends.ort_assignment import (
     read_profile,
     require_provider,
     require_tiny,
+    require_version,
 )
 from pixelrt.runtime.backends.ort_engine import OrtEngine
 from pixelrt.runtime.device.cuda import Cuda, RealCuda
 from pixelrt.runtime.device.resources import DeviceBuffer, Stream, settled
 from pixelrt.runtime.device.session import DeviceSession
 
-OLDEST = (1, 24)
-"""The first onnxruntime that tells which provider got which node."""
 PROBE = 32
 """Sides of the picture that shows what runs where: far more pixels than ``ort_assignment.TINY``."""
 
@@ -151,13 +150,7 @@ def load_onnxruntime(machine: OrtMachine) -> Any:
         ort = machine.load("onnxruntime")
     except ImportError as exc:
         raise BackendError("onnxruntime cannot be imported", found=str(exc)) from exc
-    found = tuple(int(part) for part in str(ort.__version__).split(".")[:2])
-    if found < OLDEST:
-        raise BackendError(
-            "this onnxruntime cannot tell what runs on the GPU",
-            found=str(ort.__version__),
-            expected=f"{'.'.join(map(str, OLDEST))} or later",
-        )
+    require_version(str(ort.__version__))
     return ort
 
 

@@ -10,12 +10,8 @@ from pixelrt.errors import BackendError, OutOfMemoryError
 from pixelrt.manifest import Graph
 from pixelrt.runtime.backends.onnxruntime import MEMORY_WORDS
 from pixelrt.runtime.backends.openvino_cache import cache_key, kept_blob, worth_keeping
-from pixelrt.runtime.backends.openvino_plugin import (
-    Plugin,
-    Settings,
-    check_assignment,
-    session_options,
-)
+from pixelrt.runtime.backends.openvino_plugin import PROVIDER, Plugin, Settings, session_options
+from pixelrt.runtime.backends.ort_assignment import require_whole
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -78,7 +74,7 @@ class Source:
         # onnxruntime's exceptions share no base class below Exception
         except Exception as exc:
             raise self._error(exc) from exc
-        check_assignment(session)
+        require_whole(session, PROVIDER)
         return session
 
     def _options(self) -> onnxruntime.SessionOptions:
