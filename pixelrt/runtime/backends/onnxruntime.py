@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from pixelrt.bundle import Bundle
 from pixelrt.errors import BackendError, OutOfMemoryError
@@ -12,6 +12,7 @@ from pixelrt.manifest import Graph, GraphRole
 from pixelrt.plans.profiles import Profile
 from pixelrt.runtime.backends.base import Array, BackendInfo, Offer, Sample
 from pixelrt.runtime.backends.ort_assignment import CPU_PROVIDER
+from pixelrt.runtime.closing import Closing
 from pixelrt.runtime.machine import processor_name, usable_cpus
 from pixelrt.spec import TensorSpec
 
@@ -44,7 +45,7 @@ class OnnxRuntimeCpu:
         return (Offer(info, lambda: OnnxRuntimeSession(bundle, graph, info, threads)),)
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(Closing):
     """One graph in an onnxruntime session on the CPU."""
 
     profiles: tuple[Profile, ...] = ()
@@ -75,12 +76,6 @@ class OnnxRuntimeSession:
 
     def close(self) -> None:
         self._session = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 def run_ort(

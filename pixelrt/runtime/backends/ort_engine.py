@@ -16,9 +16,10 @@ import numpy as np
 from pixelrt.errors import BackendError, OutOfMemoryError
 from pixelrt.plans.profiles import Profile, Shape, choose_profile, tensor_shape
 from pixelrt.runtime.backends.base import BackendInfo, Sample
+from pixelrt.runtime.closing import release_quietly
 from pixelrt.runtime.device.cuda import Cuda
 from pixelrt.runtime.device.engine import output_shape
-from pixelrt.runtime.device.resources import DeviceBuffer, Event, Stream, release_quietly
+from pixelrt.runtime.device.resources import DeviceBuffer, Event, Stream
 from pixelrt.spec import TensorSpec
 
 NO_SYNC = "disable_synchronize_execution_providers"

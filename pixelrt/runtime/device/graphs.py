@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from pixelrt.errors import BackendError
+from pixelrt.runtime.closing import Closing, release_quietly
 from pixelrt.runtime.device.cuda import Cuda
 from pixelrt.runtime.device.resources import (
-    Closing,
     DeviceBuffer,
     Event,
     Resource,
     Stream,
-    release_quietly,
 )
 from pixelrt.runtime.device.stages import Compute
 

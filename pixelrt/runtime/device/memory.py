@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 
 from pixelrt.errors import BackendError
 from pixelrt.geometry import round_up
+from pixelrt.runtime.closing import Closing, release_quietly
 from pixelrt.runtime.device.cuda import Cuda
 from pixelrt.runtime.device.resources import (
-    Closing,
     DeviceBuffer,
     Event,
     Resource,
     Stream,
-    release_quietly,
 )
 
 IDLE_LIMIT = 256 * 2**20
