@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pixelrt.bundle import Bundle
 from pixelrt.errors import BackendError, OutOfMemoryError
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import onnxruntime
 
 INSTALL_HINT = "pip install 'pixelrt[cpu]'"
-MEMORY_WORDS = ("bad_alloc", "failed to allocate", "out of memory")
+MEMORY_WORDS = ("bad_alloc", "failed to allocate", "out of memory", "cuda failure 2:")
+"""``CUDA failure 2`` is ``cudaErrorMemoryAllocation``."""
 
 
 class OnnxRuntimeCpu:
@@ -57,10 +58,12 @@ class OnnxRuntimeSession(Closing):
         self.info = info
         self.inputs: tuple[TensorSpec, ...] = tuple(graph.inputs)
         self.outputs: tuple[TensorSpec, ...] = tuple(graph.outputs)
+        options = tile_options(ort)
+        options.intra_op_num_threads = threads
         try:
             self._session: onnxruntime.InferenceSession | None = ort.InferenceSession(
                 str(bundle.path(graph.file)),
-                sess_options=_options(threads),
+                sess_options=options,
                 providers=[CPU_PROVIDER],
             )
         # onnxruntime's exceptions share no base class below Exception
@@ -95,11 +98,9 @@ def run_ort(
     return dict(zip(names, results, strict=True))
 
 
-def _options(threads: int) -> onnxruntime.SessionOptions:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+def tile_options(ort: Any) -> onnxruntime.SessionOptions:
+    """Options of a session that runs tiles, by onnxruntime's module."""
+    options: onnxruntime.SessionOptions = ort.SessionOptions()
     options.log_severity_level = 3
     # Tiles differ in size from image to image: a recorded memory pattern would pin the
     # largest one for the life of the session.
@@ -107,8 +108,13 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
+def speaks_of_memory(exc: Exception) -> bool:
+    """Whether onnxruntime, which has no exception of its own for it, ran out of memory."""
+    return isinstance(exc, MemoryError) or any(word in str(exc).lower() for word in MEMORY_WORDS)
+
+
 def _run_error(exc: Exception, feeds: Mapping[str, Array]) -> BackendError:
     shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feeds.items())
-    if any(word in str(exc).lower() for word in MEMORY_WORDS):
+    if speaks_of_memory(exc):
         return OutOfMemoryError(f"onnxruntime ran out of memory on {shapes}", found=str(exc))
     return BackendError(f"onnxruntime failed on {shapes}", found=str(exc))

@@ -26,6 +26,7 @@ from pixelrt.geometry import Size, on_grid
 from pixelrt.manifest import Graph, GraphRole
 from pixelrt.plans.profiles import Profile, Shape, tensor_shape
 from pixelrt.runtime.backends.base import BackendInfo, Offer, Session
+from pixelrt.runtime.backends.onnxruntime import tile_options
 from pixelrt.runtime.backends.ort_assignment import (
     NO_FALLBACK,
     RECORD,
@@ -191,10 +192,7 @@ def check_engine(engine: OrtEngine, provider: Provider, bundle: Bundle) -> None:
 
 
 def _session(ort: Any, provider: Provider, setting: Setting, folder: Path) -> Any:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    # Tiles differ in size from image to image: a recorded memory pattern would pin the largest.
-    options.enable_mem_pattern = False
+    options = tile_options(ort)
     options.add_session_config_entry(RECORD, "1")
     if provider.shapes_on_host:
         options.enable_profiling = True
