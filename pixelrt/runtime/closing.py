@@ -9,6 +9,9 @@ from typing import Self
 
 from pixelrt.errors import BackendError
 
+Exit = Callable[[type[BaseException] | None, BaseException | None, TracebackType | None], None]
+"""The signature of ``__exit__``."""
+
 
 class Closing(ABC):
     """A context manager that closes itself; what fails then becomes a note of the block's error."""
@@ -37,3 +40,16 @@ def release_quietly(release: Callable[[], None], exc: BaseException | None) -> N
         if exc is None:
             raise
         exc.add_note(f"and while releasing: {failure}")
+
+
+def quietly(release: Callable[[], None]) -> Exit:
+    """``release_quietly`` as ``ExitStack.push`` takes it, which hands the error on."""
+
+    def leave(
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        release_quietly(release, exc)
+
+    return leave

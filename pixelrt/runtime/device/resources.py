@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from itertools import count
 from types import TracebackType
 
-from pixelrt.runtime.closing import Closing, release_quietly
+from pixelrt.runtime.closing import Closing, quietly
 from pixelrt.runtime.device.cuda import Cuda
 
 _serials = count()
@@ -137,14 +136,5 @@ def settled(*streams: Stream) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for stream in streams:
-            stack.push(partial(_settle, stream))
+            stack.push(quietly(stream.synchronize))
         yield
-
-
-def _settle(
-    stream: Stream,
-    kind: type[BaseException] | None,
-    exc: BaseException | None,
-    trace: TracebackType | None,
-) -> None:
-    release_quietly(stream.synchronize, exc)

@@ -13,7 +13,7 @@ import numpy as np
 from pixelrt.errors import BackendError, OutOfMemoryError
 from pixelrt.plans.profiles import Shape, tensor_shape
 from pixelrt.runtime.backends.base import Array
-from pixelrt.runtime.closing import Closing, release_quietly
+from pixelrt.runtime.closing import Closing, quietly, release_quietly
 from pixelrt.runtime.device.array_flow import DeviceFlow, on_device
 from pixelrt.runtime.device.cuda import Cuda
 from pixelrt.runtime.device.dlpack import foreign_array
@@ -170,7 +170,7 @@ class DeviceSession(Closing):
                 for lane in self._lanes:
                     stack.enter_context(lane.stream)
                     stack.enter_context(lane)
-                stack.push(lambda kind, exc, trace: release_quietly(self._give_back, exc))
+                stack.push(quietly(self._give_back))
                 self._cuda.activate()
             self._lanes.clear()
 
