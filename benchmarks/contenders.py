@@ -7,8 +7,9 @@ a batch that is ready, and leave the result where it is.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -198,21 +199,50 @@ HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 def open_openvino(job: Job, precision: str) -> Opened:
     """OpenVINO on the exported uint8 graph, with the shape fixed: its best case."""
+    bundle = open_bundle(job.bundle)
+    graph = bundle.component.graph("image")
+    feed, high = _batch(job, bundle.manifest.image)
+    opened = _open_openvino(bundle.path(graph.file), feed, precision, job.threads)
+    return replace(opened, picture=lambda out: _cropped(out, high).copy())
+
+
+def open_library_export(job: Job, precision: str) -> Opened:
+    """OpenVINO on what ``torch.onnx.export`` makes of transformers' own model, shape fixed."""
+    import torch
+
+    from pixelrt.export import registry
+
+    config = dict(job.network.config) if job.network.config else None
+    network = registry.get("swin2sr").random(config, SEED)
+    batch, high = _batch(job, network.image)
+    feed = np.ascontiguousarray(batch.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)
+    with tempfile.TemporaryDirectory(prefix="pixelrt-library-export-") as folder:
+        path = Path(folder) / "model.onnx"
+        example = (torch.from_numpy(feed),)
+        torch.onnx.export(network.reference, example, path, dynamo=True, verbose=False)
+        opened = _open_openvino(path, feed, precision, job.threads)
+
+    def picture(out: Any) -> Pixels:
+        levels = np.clip(out, 0, 1) * np.float32(255)
+        return _cropped(np.rint(levels).astype(np.uint8).transpose(0, 2, 3, 1), high)
+
+    return replace(opened, picture=picture, note=f"{opened.note}, torch {torch.__version__}")
+
+
+def _open_openvino(path: Path, feed: NDArray[Any], precision: str, threads: int) -> Opened:
+    """A graph of one input and one output with the shape of ``feed``."""
     try:
         import openvino as ov
     except ImportError as exc:
         hint = "pip install 'pixelrt[benchmarks]'"
         raise BackendError("openvino is not installed", found=str(exc), hint=hint) from exc
-    bundle = open_bundle(job.bundle)
-    graph = bundle.component.graph("image")
     core = ov.Core()
-    model = core.read_model(str(bundle.path(graph.file)))
-    feed, high = _batch(job, bundle.manifest.image)
-    model.reshape({graph.inputs[0].name: list(feed.shape)})
+    model = core.read_model(str(path))
+    model.reshape(list(feed.shape))
     settings = {
         "INFERENCE_PRECISION_HINT": HINTS[precision],
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": job.threads,
+        "INFERENCE_NUM_THREADS": threads,
     }
     request = core.compile_model(model, "CPU", settings).create_infer_request()
 
@@ -220,8 +250,7 @@ def open_openvino(job: Job, precision: str) -> Opened:
         request.infer([feed], share_inputs=True, share_outputs=True)
         return request.get_output_tensor(0).data
 
-    note = f"openvino {ov.__version__}"
-    return Opened(run, lambda out: _cropped(out, high).copy(), precision, note)
+    return Opened(run, np.copy, precision, f"openvino {ov.__version__}")
 
 
 def _batch(job: Job, spec: ImageSpec) -> tuple[Pixels, Size]:
@@ -243,7 +272,7 @@ def _same(picture: Pixels) -> Pixels:
 OURS = "pixelrt"
 _ALL_THREADS = "all usable processors"
 _TORCH = f"eval, inference_mode, {_ALL_THREADS}, channels_last for convolutional networks"
-_OPENVINO = f"plain export, shape fixed, LATENCY hint, shared tensors, {_ALL_THREADS}"
+_OPENVINO = f"shape fixed, LATENCY hint, shared tensors, {_ALL_THREADS}"
 
 PEERS: tuple[Contender, ...] = (
     Contender(
@@ -275,7 +304,20 @@ PEERS: tuple[Contender, ...] = (
         "onnxruntime bare", f"session.run of the plain export, {_ALL_THREADS}", open_onnxruntime
     ),
     *(
-        Contender(f"openvino {name} bare", _OPENVINO, partial(open_openvino, precision=name))
+        Contender(
+            f"openvino {name} bare",
+            f"pixelrt's plain graph, {_OPENVINO}",
+            partial(open_openvino, precision=name),
+        )
+        for name in HINTS
+    ),
+    *(
+        Contender(
+            f"openvino {name}, library's export",
+            f"torch.onnx.export of transformers' model, float32 pixels in and out, {_OPENVINO}",
+            partial(open_library_export, precision=name),
+            families=("swin2sr",),
+        )
         for name in HINTS
     ),
     Contender(
@@ -301,7 +343,7 @@ PIXELRT: tuple[Contender, ...] = tuple(
 
 def ours_for(peer: Contender) -> Contender:
     """Who of pixelrt it is held against: bare OpenVINO against the same precision."""
-    precision = peer.name.split()[1] if peer.name.startswith("openvino") else ""
+    precision = peer.name.split()[1].rstrip(",") if peer.name.startswith("openvino") else ""
     name = f"{OURS} {precision}" if precision else OURS
     return next(one for one in PIXELRT if one.name == name)
 

@@ -20,6 +20,7 @@ from pixelrt.export.families.swin2sr import RECIPE
 from pixelrt.export.families.swin2sr_config import DEFAULTS, settle
 from pixelrt.export.networks.swin2sr import Order, Orders, Swin2SR, shift_masks, window_kinds
 from pixelrt.export.networks.swin2sr_openvino import OpenVINOSwin2SR
+from pixelrt.export.networks.zero_channels import whole_blocks
 from pixelrt.export.recipe import Config, Network
 from tests.export.family_checks import (
     assert_close,
@@ -146,6 +147,25 @@ def test_every_part_of_the_form_for_openvino_matters() -> None:
         assert difference(run(graph, x), y) > 1e-4
         part.copy_(kept)
     assert difference(run(graph, x), y) == 0
+
+
+@pytest.mark.parametrize("connection", ["1conv", "3conv"])
+def test_channels_are_filled_up_to_whole_blocks_for_openvino(connection: str) -> None:
+    """60 channels become 64, heads of 30 become 32; the picture stays."""
+    config = {**SMALL, "embed_dim": 60, "num_heads": [2, 2], "resi_connection": connection}
+    network = RECIPE.random(config, 2)
+    graph: Any = network.variants["openvino"]
+    layer: Any = graph.stages[0].get_submodule("layers.1")
+    assert tuple(layer.up.weight.shape) == (128, 64)
+    assert tuple(layer.own_attention.key.weight.shape) == (64, 64)
+    assert layer.own_attention.head_size == 32
+    check_parity(network)
+
+
+def test_blocks_are_filled_up_only_where_that_adds_little() -> None:
+    assert [whole_blocks(n) for n in (10, 30, 32, 60, 64, 120, 180, 360)] == [
+        *(10, 32, 32, 64, 64, 128, 192, 384)
+    ]
 
 
 def test_tokens_of_zero_norm_attend_evenly() -> None:

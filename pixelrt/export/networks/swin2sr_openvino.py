@@ -12,6 +12,8 @@ AVX-512 and AMX, 128x128 pixels):
   their weights), so that the norm is an RMS norm: one kernel instead of three.
 - A layer adds both its branches to its input at once. In bf16 each sum rounds the stream of
   features, and those roundings are the larger part of the error: half as many give 1 dB.
+- Channels and the numbers of a head are filled up with zeros to whole blocks of the
+  processor's products where that adds little (``zero_channels``).
 - The weights of the last convolution are the sum of two terms that bf16 holds, and its bias
   is added outside, where the plugin computes in fp32: 3 dB in bf16.
 
@@ -28,6 +30,15 @@ from torch import Tensor, nn
 
 from pixelrt.export.networks.swin2sr import Layer, Stage, Swin2SR, position_bias
 from pixelrt.export.networks.two_terms import TwoTermConv
+from pixelrt.export.networks.zero_channels import (
+    Narrow,
+    Widen,
+    grown,
+    linear,
+    whole_blocks,
+    wide_conv,
+    wide_linear,
+)
 
 if TYPE_CHECKING:
     from transformers import Swin2SRForImageSuperResolution
@@ -36,15 +47,6 @@ if TYPE_CHECKING:
 
 SMALLEST = 1e-24
 """Bound of a squared norm; that of the norm is 1e-12, as in ``F.normalize``."""
-
-
-def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    """A frozen float32 layer with these weights ``(out, in)``."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight.detach().float().contiguous(), requires_grad=False)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().float().contiguous(), requires_grad=False)
-    return layer
 
 
 def centred(layer: nn.Linear) -> nn.Linear:
@@ -72,14 +74,17 @@ class ThreeProducts(nn.Module):
 
     bias: Tensor
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, width: int) -> None:
         super().__init__()
         own = source.self
         self.heads = int(own.num_attention_heads)
-        self.head_size = int(own.attention_head_size)
+        given = int(own.attention_head_size)
+        self.head_size = whole_blocks(given)
         self.tokens = int(own.window_size[0] * own.window_size[1])
-        self.query, self.key, self.value = own.query, own.key, own.value
-        self.out = centred(source.output.dense)
+        parts = (own.query, own.key, own.value)
+        self.query, self.key, self.value = (self.wide(part, width) for part in parts)
+        out = centred(source.output.dense)
+        self.out = wide_linear(linear(self.wide_heads(out.weight.T).T, out.bias), width)
         scale = torch.exp(own.logit_scale.detach().double().clamp(max=math.log(1.0 / 0.01)))
         self.query_norms = SquaredNorms(self.heads, self.head_size, scale**-2)
         self.key_norms = SquaredNorms(self.heads, self.head_size, torch.ones(self.heads))
@@ -97,18 +102,33 @@ class ThreeProducts(nn.Module):
         y: Tensor = self.out(context.transpose(1, 2).reshape(-1, self.heads * self.head_size))
         return y
 
+    def wide(self, layer: nn.Linear, width: int) -> nn.Linear:
+        bias = None if layer.bias is None else self.wide_heads(layer.bias)
+        return wide_linear(linear(self.wide_heads(layer.weight), bias), into=width)
+
+    def wide_heads(self, rows: Tensor) -> Tensor:
+        """``(heads * size, ...)`` with zeros behind each head's rows."""
+        by_head = rows.reshape(self.heads, -1, *rows.shape[1:])
+        return grown(by_head, self.heads, self.head_size).flatten(0, 1)
+
     def by_head(self, x: Tensor) -> Tensor:
         """``(M, C)`` to ``(windows, tokens, heads, head_size)``."""
         return x.reshape(-1, self.tokens, self.heads, self.head_size)
 
 
 class CentredNorm(nn.Module):
-    """A LayerNorm for inputs ``(M, C)`` of mean zero, without its bias."""
+    """A LayerNorm for inputs ``(M, width)`` of mean zero, without its bias.
 
-    def __init__(self, source: nn.LayerNorm) -> None:
+    The mean of the squares is over the channels that are not zeros: eps and the weights
+    make up for those that are.
+    """
+
+    def __init__(self, source: nn.LayerNorm, width: int) -> None:
         super().__init__()
-        self.weight = source.weight
-        self.eps = source.eps
+        share = source.weight.shape[0] / width
+        weight = grown(source.weight.detach().double() * math.sqrt(share), width)
+        self.weight = nn.Parameter(weight.float(), requires_grad=False)
+        self.eps = source.eps * share
 
     def forward(self, x: Tensor) -> Tensor:
         # In this order the plugin knows it as its RMS operation.
@@ -116,20 +136,23 @@ class CentredNorm(nn.Module):
 
 
 class OneSumLayer(Layer):
-    """``swin2sr.Layer`` with both branches added to its input in one sum."""
+    """``swin2sr.Layer`` with both branches added to its input in one sum, ``(M, width)``."""
 
     bias1: Tensor
     bias2: Tensor
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, width: int) -> None:
         super().__init__(source)
-        self.own_attention = ThreeProducts(source.attention)
+        self.own_attention = ThreeProducts(source.attention, width)
         del self.attention
-        self.down = centred(self.down)
-        self.register_buffer("bias1", self.norm1.bias.detach(), persistent=False)
-        both = self.norm1.bias.detach() + self.norm2.bias.detach()
+        hidden = whole_blocks(self.up.out_features)
+        self.up = wide_linear(self.up, hidden, width)
+        self.down = wide_linear(centred(self.down), width, hidden)
+        first = self.norm1.bias.detach()
+        self.register_buffer("bias1", grown(first, width), persistent=False)
+        both = grown(first + self.norm2.bias.detach(), width)
         self.register_buffer("bias2", both, persistent=False)
-        self.norm1, self.norm2 = CentredNorm(self.norm1), CentredNorm(self.norm2)
+        self.norm1, self.norm2 = CentredNorm(self.norm1, width), CentredNorm(self.norm2, width)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         first = self.norm1(self.own_attention(x, mask))
@@ -144,9 +167,15 @@ class OpenVINOSwin2SR(Swin2SR):
 
     def __init__(self, source: Swin2SRForImageSuperResolution, maths: Maths) -> None:
         super().__init__(source, maths)
+        channels = int(source.config.embed_dim)
+        width = whole_blocks(channels)
         for stage, given in zip(self.stages, source.swin2sr.encoder.stages, strict=True):
             assert isinstance(stage, Stage)
-            stage.layers = nn.ModuleList(OneSumLayer(layer) for layer in given.layers)
+            stage.layers = nn.ModuleList(OneSumLayer(layer, width) for layer in given.layers)
+            stage.conv = wide_conv(stage.conv, width)
+        if width != channels:
+            self.patch_norm = nn.Sequential(self.patch_norm, Widen(width - channels))
+            self.norm = nn.Sequential(Narrow(channels), self.norm)
         closing = "conv" if hasattr(self.head, "conv") else "last"
         setattr(self.head, closing, TwoTermConv(getattr(self.head, closing)))
         self.eval()
