@@ -30,9 +30,8 @@ from benchmarks.records import (
     origin,
     write_record,
 )
-from benchmarks.script import run_script
+from benchmarks.script import run_script, work_option
 from pixelrt.bench.harness import subject_of
-from pixelrt.cache import cache_folder
 from pixelrt.cli.bench_table import aligned, bytes_text, seconds_text
 from pixelrt.cli.terminal import note
 from pixelrt.errors import PixelrtError
@@ -44,7 +43,7 @@ from pixelrt.fidelity import PSNR_CEILING
 @click.option("--peer", "peers", multiple=True, help="Part of a peer's name; default: all.")
 @click.option("--photo", is_flag=True, help="Also 12 megapixels in tiles. Takes hours.")
 @click.option("--rounds", type=click.IntRange(1), default=ROUNDS, show_default=True)
-@click.option("--work", type=click.Path(path_type=Path), help="Folder for exported bundles.")
+@work_option
 @click.option("--quick", is_flag=True, help="A tiny network: to see that it works.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON file to write.")
 def main(
@@ -52,13 +51,12 @@ def main(
     peers: tuple[str, ...],
     photo: bool,
     rounds: int,
-    work: Path | None,
+    work: Path,
     quick: bool,
     output: Path | None,
 ) -> None:
     """Measure every case against every peer, interleaved, with the ceilings of this machine."""
     cases = choose_cases(words, QUICK_CASES if quick else (*CASES, *(PHOTO_CASES if photo else ())))
-    folder = work or cache_folder() / "benchmarks"
     effort = QUICK if quick else Effort(rounds)
     note("measuring ceilings")
     ceilings = measure_ceilings(quick=quick)
@@ -68,7 +66,7 @@ def main(
         chosen = [
             one for one in peers_for(case.network) if not peers or any(p in one.name for p in peers)
         ]
-        compared = compare_case(case, chosen, folder, effort, ceilings)
+        compared = compare_case(case, chosen, work, effort, ceilings)
         click.echo(compared_table(compared))
         done.append(compared)
         if output is not None:  # after each case: hours are not lost to an interruption

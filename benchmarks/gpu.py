@@ -38,11 +38,10 @@ from benchmarks.pairs import (
     turn_of,
 )
 from benchmarks.records import GpuReport, GpuRow, origin, write_record
-from benchmarks.script import run_script
+from benchmarks.script import run_script, work_option
 from benchmarks.worker import Worker
 from pixelrt.bench.statistics import percentile, summarise
 from pixelrt.bundle import Bundle
-from pixelrt.cache import cache_folder
 from pixelrt.cli.bench_table import aligned, seconds_text
 from pixelrt.cli.terminal import note
 from pixelrt.errors import PixelrtError
@@ -59,23 +58,20 @@ LARGE = Size(2048, 2048)
 @click.command()
 @click.option("--case", "words", multiple=True, help="Part of a case's name; default: all.")
 @click.option("--rounds", type=click.IntRange(1), default=ROUNDS, show_default=True)
-@click.option("--work", type=click.Path(path_type=Path), help="Folder for exported bundles.")
+@work_option
 @click.option("--quick", is_flag=True, help="A tiny network: to see that it works.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON file; .svg beside it.")
-def main(
-    words: tuple[str, ...], rounds: int, work: Path | None, quick: bool, output: Path | None
-) -> None:
+def main(words: tuple[str, ...], rounds: int, work: Path, quick: bool, output: Path | None) -> None:
     """Copies, fidelity of every plan, timeline, CUDA graphs, and peers in turn."""
     cuda = RealCuda()  # fails with exit code 4 where there is none
     device = cuda.device_name()
     cases = choose_cases(words, QUICK_CASES if quick else CASES)
     effort = QUICK if quick else Effort(rounds)
     rows = list(copy_rows(cuda, COPY_BYTES // (64 if quick else 1)))
-    folder = work or cache_folder() / "benchmarks"
     shown = ""
     for case in cases:
         note(f"{case.name}: exporting, building")
-        bundle = run_isolated(export, case, folder)
+        bundle = run_isolated(export, case, work)
         rows += build_rows(case, bundle)
         for flavour in FLAVOURS:
             rows += fidelity_rows(case, bundle, flavour)

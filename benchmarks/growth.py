@@ -15,13 +15,12 @@ import click
 from benchmarks.cases import CASES, QUICK_CASES, bundle_of
 from benchmarks.isolated import run_isolated
 from benchmarks.records import Growth, GrowthReport, origin, write_record
-from benchmarks.script import run_script
+from benchmarks.script import run_script, work_option
 from pixelrt.bench.harness import Bench, subject_of
 from pixelrt.bench.harness import Case as Shape
 from pixelrt.bench.schema import Result
 from pixelrt.bench.steady import Effort, WarmupLimits
 from pixelrt.bundle import open_bundle
-from pixelrt.cache import cache_folder
 from pixelrt.cli.bench_table import aligned, bytes_text, plan_text, psnr_text, seconds_text
 from pixelrt.cli.terminal import note
 from pixelrt.errors import PixelrtError, UsageError
@@ -57,7 +56,7 @@ class Point:
 @click.option("--precision", default="auto", show_default=True)
 @click.option("--megapixels", type=float, multiple=True, help=f"Default: {MEGAPIXELS}.")
 @click.option("--sweep", "sweeps", multiple=True, help="size, tile, halo, threads; default: all.")
-@click.option("--work", type=click.Path(path_type=Path), help="Folder for exported bundles.")
+@work_option
 @click.option("--quick", is_flag=True, help="Tiny sizes: to see that it works.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="JSON file to write.")
 def main(
@@ -66,12 +65,12 @@ def main(
     precision: str,
     megapixels: tuple[float, ...],
     sweeps: tuple[str, ...],
-    work: Path | None,
+    work: Path,
     quick: bool,
     output: Path | None,
 ) -> None:
     """Measure one bundle over sizes, tiles, halos and processors."""
-    path = find_bundle(bundle, work or cache_folder() / "benchmarks")
+    path = find_bundle(bundle, work)
     choice, rows = Choice(backend, precision), []
     for point in points(sweeps, megapixels or MEGAPIXELS, quick=quick):
         note(f"{point.sweep} {point.value}: {point.size}")

@@ -1,13 +1,23 @@
-"""How a script ends: with words and pixelrt's exit codes instead of a traceback."""
+"""What scripts share: an option, and how they end: with words and pixelrt's exit codes instead
+of a traceback."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
+from pixelrt.cache import cache_folder
 from pixelrt.cli.main import INTERRUPTED
 from pixelrt.errors import PixelrtError
+
+work_option = click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=lambda: cache_folder() / "benchmarks",
+    help="Folder for exported bundles.",
+)
 
 
 def run_script(command: click.Command) -> None:

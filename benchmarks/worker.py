@@ -9,8 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from pixelrt.bench.resources import host_peak
 from pixelrt.bench.schema import Warmup
 from pixelrt.bench.steady import WarmupLimits, warm_up
 from pixelrt.errors import BackendError, PixelrtError
+from pixelrt.runtime.closing import Closing
 
 START_SECONDS = 1800.0
 RUN_SECONDS = 7200.0
@@ -34,7 +34,7 @@ class Ready:
     warmup: Warmup
 
 
-class Worker:
+class Worker(Closing):
     """Starts the contender and warms it up. Raises ``BackendError`` with its words where it
     cannot be used. A context manager; the process ends with it."""
 
@@ -72,17 +72,6 @@ class Worker:
             self._process.kill()
             self._process.join()
         self._pipe.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _answer(self, seconds: float) -> Any:
         try:

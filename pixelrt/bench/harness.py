@@ -6,7 +6,6 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +42,7 @@ from pixelrt.geometry import Size, TilePlan
 from pixelrt.manifest import GraphRole
 from pixelrt.runtime.backends.base import Backend, Session
 from pixelrt.runtime.backends.select import BACKENDS, Choice, open_session
+from pixelrt.runtime.closing import Closing
 from pixelrt.runtime.images.encode import write_picture
 from pixelrt.runtime.images.read import read_picture
 from pixelrt.runtime.pipelines.image import ImageModel
@@ -86,7 +86,7 @@ class _Run:
     clocks_after: Clocks | None
 
 
-class Bench:
+class Bench(Closing):
     """A bundle on one backend and precision, to be measured at any number of sizes.
 
     ``route``: what outputs are held against; the bundle's float32 route where it is left
@@ -143,12 +143,6 @@ class Bench:
 
     def close(self) -> None:
         self._resources.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _measure(self, source: Path, target: Path, options: RunOptions, effort: Effort) -> _Run:
         def trip() -> dict[str, float]:

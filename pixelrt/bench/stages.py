@@ -14,13 +14,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any
 
 from pixelrt.bench.schema import STAGES
 from pixelrt.bench.steady import Clock
 from pixelrt.bundle import BundledNetwork
 from pixelrt.manifest import GraphRole
 from pixelrt.runtime.backends.base import Array, Backend, Offer, Session
+from pixelrt.runtime.closing import Closing
 
 
 class StageClock:
@@ -103,7 +104,7 @@ def timed(session: Session, clock: StageClock) -> TimedSession:
     return kind(session, clock)
 
 
-class TimedSession:
+class TimedSession(Closing):
     """A session that tells a ``StageClock`` when it runs."""
 
     def __init__(self, session: Session, clock: StageClock) -> None:
@@ -121,12 +122,6 @@ class TimedSession:
 
     def close(self) -> None:
         self._session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 class TimedTileSession(TimedSession):

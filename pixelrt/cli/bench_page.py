@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
-from string import Template
 
 from pixelrt.bench.harness import Outcome
 from pixelrt.bench.schema import STAGES, Clocks, Report, Result
@@ -20,7 +18,8 @@ from pixelrt.cli.bench_table import (
     wrong_text,
 )
 from pixelrt.cli.report_check import badge
-from pixelrt.cli.report_markup import Html, element, markup, table
+from pixelrt.cli.report_markup import Html, element, facts, markup, table
+from pixelrt.cli.report_page import Frame, page
 from pixelrt.files import atomic_write
 
 MEGA = 1_000_000
@@ -40,11 +39,12 @@ def write_page(path: Path, report: Report, outcomes: list[Outcome]) -> None:
 
 def render(report: Report, outcomes: list[Outcome]) -> str:
     """The page as text."""
-    name = report.subject.name
-    return Template(_read("bench.html")).substitute(
-        title=markup(f"{name} - pixelrt bench"),
-        style=_read("report.css") + "\n" + _read("bench.css"),
-        heading=_heading(report),
+    title = f"{report.subject.name} - pixelrt bench"
+    command = "pixelrt bench --html"
+    frame = Frame(title, _heading(report), report.pixelrt, command, styles=("bench.css",))
+    return page(
+        frame,
+        "bench.html",
         verdict=_verdict(report),
         results=_results(report),
         skipped=_skipped(report),
@@ -52,15 +52,7 @@ def render(report: Report, outcomes: list[Outcome]) -> str:
         stages=_stages(report.results),
         pictures=markup(*(case_pictures(one) for one in outcomes)),
         facts=_facts(report),
-        footer=markup(
-            f"Made by pixelrt {report.pixelrt} with `pixelrt bench --html`. "
-            "This page is complete in one file and loads nothing."
-        ),
     )
-
-
-def _read(name: str) -> str:
-    return resources.files("pixelrt.cli").joinpath(name).read_text(encoding="utf-8").strip()
 
 
 def _heading(report: Report) -> Html:
@@ -268,11 +260,7 @@ def _facts(report: Report) -> Html:
         ("versions", ", ".join(f"{name} {text}" for name, text in machine.versions.items())),
         ("command", element("span", report.command, class_="mono")),
     ]
-    entries = [markup(element("dt", name), element("dd", value)) for name, value in rows]
-    heading = element("h2", "Bundle and machine", id="facts")
-    return element(
-        "section", heading, element("dl", *entries, class_="facts"), aria_labelledby="facts"
-    )
+    return facts("Bundle and machine", rows)
 
 
 def _backend(result: Result) -> str:

@@ -6,13 +6,9 @@ then numbers, then for every check the pictures and where they differ.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import platform
 from datetime import datetime
-from importlib import resources
 from pathlib import Path
-from string import Template
 
 import numpy as np
 
@@ -29,7 +25,8 @@ from pixelrt.cli.report_check import (
     sample_sections,
     title,
 )
-from pixelrt.cli.report_markup import Html, element, markup, table
+from pixelrt.cli.report_markup import Html, element, facts, markup, table
+from pixelrt.cli.report_page import Frame, page
 from pixelrt.files import atomic_write
 from pixelrt.manifest import Source
 from pixelrt.runtime.backends.base import BackendInfo
@@ -45,36 +42,26 @@ def write_report(path: Path, bundle: Bundle, checks: list[Check]) -> None:
     x2 and 4 MB at x4, one with 1024x1024 output 3 MB. Raises ``OutputError`` where
     ``path`` cannot be written.
     """
-    page = render(bundle, checks, datetime.now().astimezone())
+    text = render(bundle, checks, datetime.now().astimezone())
     with atomic_write(path) as file:
-        file.write(page.encode())
+        file.write(text.encode())
 
 
 def render(bundle: Bundle, checks: list[Check], made: datetime) -> str:
     """The page as text; ``made`` with its time zone."""
-    script, name = _read("report.js"), bundle.manifest.name
-    digest = hashlib.sha256(f"\n{script}\n".encode()).digest()
-    return Template(_read("report.html")).substitute(
-        title=markup(f"{_verdict(checks)} - {name} - pixelrt verify"),
-        script_hash=base64.b64encode(digest).decode(),
-        style=_read("report.css"),
-        script=script,
-        heading=_heading(bundle, made),
+    title = f"{_verdict(checks)} - {bundle.manifest.name} - pixelrt verify"
+    command = "pixelrt verify --report"
+    heading = _heading(bundle, made)
+    return page(
+        Frame(title, heading, pixelrt.__version__, command, script="report.js"),
+        "report.html",
         verdict=_verdict_box(bundle, checks),
         backends=_backends(checks),
         facts=_facts(bundle, made),
         checks=_checks_table(checks),
         factors=_factor_options(),
         samples=markup(*sample_sections(checks)),
-        footer=markup(
-            f"Made by pixelrt {pixelrt.__version__} with `pixelrt verify --report`. "
-            "This page is complete in one file and loads nothing."
-        ),
     )
-
-
-def _read(name: str) -> str:
-    return resources.files("pixelrt.cli").joinpath(name).read_text(encoding="utf-8").strip()
 
 
 # --- verdict and facts ----------------------------------------------------------------
@@ -181,11 +168,7 @@ def _facts(bundle: Bundle, made: datetime) -> Html:
         ("machine", _machine()),
         ("verified", f"{made.isoformat(' ', 'seconds')} with pixelrt {pixelrt.__version__}"),
     ]
-    entries = [markup(element("dt", name), element("dd", value)) for name, value in rows]
-    heading = element("h2", "Bundle and machine", id="facts")
-    return element(
-        "section", heading, element("dl", *entries, class_="facts"), aria_labelledby="facts"
-    )
+    return facts("Bundle and machine", rows)
 
 
 def _source(source: Source) -> Html:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 
 VOID = ("img", "input", "meta")
 
@@ -55,3 +56,14 @@ def table(caption: str, head: tuple[str, ...], rows: list[tuple[str, ...]], kind
         class_=kind,
     )
     return element("div", whole, class_="scroll", role="region", aria_label=caption, tabindex="0")
+
+
+def facts(title: str, rows: Sequence[tuple[str, str]]) -> Html:
+    """A section of names and what is known of them."""
+    entries = [markup(element("dt", name), element("dd", value)) for name, value in rows]
+    return element(
+        "section",
+        element("h2", title, id="facts"),
+        element("dl", *entries, class_="facts"),
+        aria_labelledby="facts",
+    )

@@ -166,7 +166,7 @@ from pixelrt.runtime.backends.ort_plugins import register
 
 for attempt in range(2):
     try:
-        register(onnxruntime, plugin.get_ep_name(), plugin.get_library_path())
+        register(onnxruntime, plugin.get_ep_name(), plugin.get_library_path)
         print("registered", plugin.get_ep_name())
     except BackendError as exc:
         print(exc)

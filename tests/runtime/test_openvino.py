@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
@@ -31,9 +32,15 @@ from pixelrt.runtime.backends import (
     openvino_session,
 )
 from pixelrt.runtime.backends.openvino import OnnxRuntimeOpenVino, precisions
-from pixelrt.runtime.backends.openvino_plugin import Settings, load_plugin
+from pixelrt.runtime.backends.openvino_plugin import (
+    PROVIDER,
+    Settings,
+    load_plugin,
+    session_options,
+)
 from pixelrt.runtime.backends.openvino_session import OpenVinoSession, open_openvino
 from pixelrt.runtime.backends.openvino_source import Source
+from pixelrt.runtime.backends.ort_assignment import NO_FALLBACK, require_whole
 from pixelrt.runtime.backends.select import BACKENDS, Choice, open_session
 from pixelrt.runtime.load import bundle_path, load
 
@@ -115,17 +122,33 @@ def test_a_library_that_does_not_load(
     broken.write_bytes(b"\x7fELF and no more")
     package = openvino_plugin.importlib.import_module(openvino_plugin.PACKAGE)
     monkeypatch.setattr(package, "get_library_path", lambda: str(broken))
-    monkeypatch.setattr(openvino_plugin, "_cpu_device", lambda: None)
-    with pytest.raises(BackendError, match="does not load") as caught:
+    monkeypatch.setattr(onnxruntime, "get_ep_devices", list)
+    with pytest.raises(BackendError, match="could not load OpenVINOExecutionProvider") as caught:
         OnnxRuntimeOpenVino().offers(demo, "core")
     assert "plugin.so" in str(caught.value)
+    assert "install it again: pip install 'pixelrt[cpu]'" in caught.value.hint
 
 
-def test_an_old_onnxruntime_is_named() -> None:
+def test_a_package_without_its_library(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> str:
+        raise FileNotFoundError("no library for this processor")
+
+    package = openvino_plugin.importlib.import_module(openvino_plugin.PACKAGE)
+    monkeypatch.setattr(package, "get_library_path", missing)
+    monkeypatch.setattr(onnxruntime, "get_ep_devices", list)
+    with pytest.raises(BackendError, match="could not load") as caught:
+        OnnxRuntimeOpenVino().offers(demo, "core")
+    assert caught.value.found == "no library for this processor"
+
+
+def test_an_old_onnxruntime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", "1.23.2")
     with pytest.raises(BackendError, match="too old") as caught:
-        openvino_plugin._check_version("1.23.2")
+        load_plugin()
     assert "1.24" in str(caught.value)
-    openvino_plugin._check_version("1.24.0")
+    assert "pip install 'pixelrt[cpu]'" in caught.value.hint
+    monkeypatch.setattr(onnxruntime, "__version__", "1.24.0")
+    assert load_plugin()
 
 
 def test_a_plugin_that_is_registered_already_is_used() -> None:
@@ -163,6 +186,18 @@ def test_a_graph_that_openvino_cannot_take_whole_is_refused(tmp_path: Path, demo
     with pytest.raises(BackendError, match="could not load"):
         made.open()
     assert "Det" in (tmp_path / "graphs" / "core.onnx").read_bytes().decode("latin-1")
+
+
+def test_a_node_that_went_elsewhere_is_named(tmp_path: Path, demo: Bundle) -> None:
+    """The second proof: here onnxruntime may run on its own kernels what OpenVINO leaves."""
+    made = unsupported(tmp_path, demo)
+    options = session_options(made.plugin, made.settings)
+    options.add_session_config_entry(NO_FALLBACK, "0")
+    path = str(made.bundle.path(made.graph.file))
+    session = onnxruntime.InferenceSession(path, sess_options=options)
+    with pytest.raises(BackendError, match=f"{PROVIDER} does not run the whole graph") as caught:
+        require_whole(session, PROVIDER)
+    assert "(Det): assigned to CPUExecutionProvider" in caught.value.found
 
 
 def unsupported(folder: Path, like: Bundle) -> Source:

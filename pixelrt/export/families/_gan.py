@@ -1,20 +1,20 @@
-"""What the GAN generators share: kinds of norm, random weights, value ranges, exported form."""
+"""What the GAN generators share: configuration, random weights, value ranges, exported form."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 import torch
 from torch import nn
 
 from pixelrt.errors import CheckpointError
-from pixelrt.export.families._weights import COUNTER
+from pixelrt.export.families._weights import COUNTER, Choices, settle
 from pixelrt.export.networks.norm import fold_batch_norms, neighbours, use_image_statistics
 from pixelrt.export.recipe import Config, Tensors
-from pixelrt.spec import Statistics
+from pixelrt.spec import ImageSpec, Statistics
 
 STATISTICS = ("running", "image")
 """Values of the configuration's ``norm_statistics``."""
@@ -22,7 +22,7 @@ STATISTICS = ("running", "image")
 Net = TypeVar("Net", bound=nn.Module)
 
 
-# Kinds of norm ------------------------------------------------------------------------------
+# Configuration ------------------------------------------------------------------------------
 
 
 def with_norm_statistics(config: Config) -> Config:
@@ -42,17 +42,39 @@ def with_norm_statistics(config: Config) -> Config:
     return config
 
 
-def statistics(config: Config) -> Statistics:
-    """Whether a pixel depends on statistics of the whole image."""
-    whole = config["norm"] == "instance" or config.get("norm_statistics") == "image"
-    return "image" if whole else "local"
-
-
 def find_norm(tensors: Tensors, norm_weight: str, conv_bias: str) -> str:
     """The kind of norm: batch has weights; beside instance norm the convolutions have biases."""
     if norm_weight in tensors:
         return "batch"
     return "instance" if conv_bias in tensors else "none"
+
+
+def settle_read(
+    found: Config, config: Config | None, choices: Choices, tensors: Tensors
+) -> tuple[Config, Tensors]:
+    """The whole configuration of a translation network, and the weights that it takes.
+
+    ``found`` was read off the weights; see ``settle``.
+    """
+    settled = with_norm_statistics(settle(found, config, choices, fixed=True))
+    whole_image = settled["norm"] == "instance"
+    return settled, drop_instance_statistics(tensors) if whole_image else tensors
+
+
+def settle_random(
+    config: Config | None,
+    usual: str,
+    defaults: Mapping[str, Config],
+    choices: Mapping[str, Choices],
+) -> Config:
+    """The whole configuration of a translation network without weights.
+
+    ``defaults`` and ``choices`` by variant; ``usual``: the one where ``config`` names none.
+    """
+    variant = (config or {}).get("variant", usual)
+    settled = settle({"variant": variant}, None, {"variant": tuple(defaults)}, fixed=False)
+    settled = settle(defaults[settled["variant"]], config, choices[variant], fixed=False)
+    return with_norm_statistics(settled)
 
 
 def drop_instance_statistics(tensors: Tensors) -> Tensors:
@@ -160,6 +182,22 @@ def exportable(net: Net) -> Net:
             conv.bias.mul_(2)
             sequential[i + 1] = nn.Sigmoid()
     return net
+
+
+def translation_image(config: Config, multiple: int, minimum: int) -> ImageSpec:
+    """The facts of a translation network: as large a picture comes out as goes in."""
+    whole = config["norm"] == "instance" or config.get("norm_statistics") == "image"
+    statistics: Statistics = "image" if whole else "local"
+    return ImageSpec(
+        task="translation",
+        scale=1,
+        channels_in=config["channels_in"],
+        channels_out=config["channels_out"],
+        multiple=multiple,
+        minimum=minimum,
+        pad_mode="reflect",
+        statistics=statistics,
+    )
 
 
 def translation_modules(net: nn.Module, config: Config) -> tuple[nn.Module, nn.Module]:

@@ -109,25 +109,43 @@ def load_strictly(build: Callable[[], Net], tensors: Tensors) -> Net:
 
 
 def _check_parameters(expected: Tensors, given: Tensors) -> None:
-    both = [name for name in expected if name in given]
-    other_shape = [
-        f"{name} {tuple(given[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in both
-        if given[name].shape != expected[name].shape
-    ]
-    problems = {
-        "missing": [name for name in expected if name not in given],
-        "unexpected": [name for name in given if name not in expected],
-        "other shape": other_shape,
-        "not floating point": [name for name in both if not given[name].is_floating_point()],
-    }
-    found = [f"{problem}: {_names(names)}" for problem, names in problems.items() if names]
+    found = differences(expected, given)
     if found:
         raise CheckpointError(
             "The weights do not fit the network.",
-            found="; ".join(found),
+            found=found,
             hint="check that the file holds this generator, not a discriminator or a changed one",
         )
+
+
+def differences(
+    expected: Tensors, given: Tensors, named: Callable[[str], str] = lambda name: name
+) -> str:
+    """Each parameter that is missing, unexpected, of another shape or not of floating point.
+
+    ``named``: a parameter's name in the file; those of one name are told once. Empty where
+    all is as it should be.
+    """
+    both = [name for name in expected if name in given]
+    kinds = {
+        "missing": {name: "" for name in expected if name not in given},
+        "unexpected": {name: "" for name in given if name not in expected},
+        "other shape": {
+            name: f" {tuple(given[name].shape)} instead of {tuple(expected[name].shape)}"
+            for name in both
+            if given[name].shape != expected[name].shape
+        },
+        "not floating point": {n: "" for n in both if not given[n].is_floating_point()},
+    }
+    told = {
+        kind: {named(name): detail for name, detail in names.items()}
+        for kind, names in kinds.items()
+        if names
+    }
+    return "; ".join(
+        f"{kind}: {_names(name + detail for name, detail in names.items())}"
+        for kind, names in told.items()
+    )
 
 
 def _names(names: Iterable[str]) -> str:

@@ -14,24 +14,17 @@ from torch import nn
 
 from pixelrt.export.families._gan import (
     STATISTICS,
-    drop_instance_statistics,
     find_norm,
     randomise,
-    statistics,
+    settle_random,
+    settle_read,
+    translation_image,
     translation_modules,
-    with_norm_statistics,
 )
-from pixelrt.export.families._weights import (
-    CHANNELS,
-    Choices,
-    count,
-    load_strictly,
-    settle,
-    shape_of,
-)
+from pixelrt.export.families._weights import CHANNELS, Choices, count, load_strictly, shape_of
 from pixelrt.export.networks.cyclegan import ChapterResNet, DeconvBlock, DeconvResNet
 from pixelrt.export.recipe import Config, Network, Recipe, Tensors, Variant
-from pixelrt.spec import ImageSpec, Tolerance
+from pixelrt.spec import Tolerance
 
 FIRST_BLOCK = 10
 """Number of the first residual block in the generator's list of layers."""
@@ -62,18 +55,13 @@ DEFAULTS: dict[str, Config] = {
 def load(variant: str, tensors: Tensors, config: Config | None) -> Network:
     """The network of a checkpoint; the contract is ``Recipe.load``."""
     found = _detect_chapter(tensors) if variant == "chapter" else _detect_resnet(tensors)
-    settled = with_norm_statistics(settle(found, config, CHOICES[variant], fixed=True))
-    if settled["norm"] == "instance":
-        tensors = drop_instance_statistics(tensors)
+    settled, tensors = settle_read(found, config, CHOICES[variant], tensors)
     return _network(load_strictly(_builder(settled), tensors), settled)
 
 
 def random(config: Config | None, seed: int) -> Network:
     """Seeded random weights; ``config`` may leave out keys. Usual: ``resnet_9blocks``."""
-    variant = (config or {}).get("variant", "resnet")
-    settled = settle({"variant": variant}, None, {"variant": tuple(DEFAULTS)}, fixed=False)
-    settled = settle(DEFAULTS[settled["variant"]], config, CHOICES[variant], fixed=False)
-    settled = with_norm_statistics(settled)
+    settled = settle_random(config, "resnet", DEFAULTS, CHOICES)
     return _network(randomise(_builder(settled), seed, residual_ends=_residual_ends), settled)
 
 
@@ -120,17 +108,8 @@ def _builder(config: Config) -> Callable[[], nn.Module]:
 
 def _network(net: nn.Module, config: Config) -> Network:
     reference, graph = translation_modules(net, config)
-    image = ImageSpec(
-        task="translation",
-        scale=1,
-        channels_in=config["channels_in"],
-        channels_out=config["channels_out"],
-        multiple=4,
-        # A quarter of 4 is 1 pixel: too few to reflect at, and no statistics.
-        minimum=8,
-        pad_mode="reflect",
-        statistics=statistics(config),
-    )
+    # A quarter of 4 is 1 pixel: too few to reflect at, and no statistics.
+    image = translation_image(config, multiple=4, minimum=8)
     return Network(config=config, image=image, reference=reference, graph=graph)
 
 

@@ -15,25 +15,18 @@ from torch import nn
 
 from pixelrt.export.families._gan import (
     STATISTICS,
-    drop_instance_statistics,
     find_norm,
     randomise,
-    statistics,
+    settle_random,
+    settle_read,
+    translation_image,
     translation_modules,
-    with_norm_statistics,
 )
-from pixelrt.export.families._weights import (
-    CHANNELS,
-    Choices,
-    count,
-    load_strictly,
-    settle,
-    shape_of,
-)
+from pixelrt.export.families._weights import CHANNELS, Choices, count, load_strictly, shape_of
 from pixelrt.export.networks.phases import with_phases
 from pixelrt.export.networks.pix2pix import CHAPTER_DOWNS, ChapterUNet, SkipUNet
 from pixelrt.export.recipe import Config, Network, Recipe, Tensors, Variant
-from pixelrt.spec import ImageSpec, Tolerance
+from pixelrt.spec import Tolerance
 
 _SHARED: Choices = {
     "channels_in": CHANNELS,
@@ -65,18 +58,13 @@ DEFAULTS: dict[str, Config] = {
 def load(variant: str, tensors: Tensors, config: Config | None) -> Network:
     """The network of a checkpoint; the contract is ``Recipe.load``."""
     found = _detect_chapter(tensors) if variant == "chapter" else _detect_unet(tensors)
-    settled = with_norm_statistics(settle(found, config, CHOICES[variant], fixed=True))
-    if settled["norm"] == "instance":
-        tensors = drop_instance_statistics(tensors)
+    settled, tensors = settle_read(found, config, CHOICES[variant], tensors)
     return _network(load_strictly(_builder(settled), tensors), settled)
 
 
 def random(config: Config | None, seed: int) -> Network:
     """Seeded random weights; ``config`` may leave out keys. Usual: ``unet_256``, batch norm."""
-    variant = (config or {}).get("variant", "unet")
-    settled = settle({"variant": variant}, None, {"variant": tuple(DEFAULTS)}, fixed=False)
-    settled = settle(DEFAULTS[settled["variant"]], config, CHOICES[variant], fixed=False)
-    settled = with_norm_statistics(settled)
+    settled = settle_random(config, "unet", DEFAULTS, CHOICES)
     return _network(randomise(_builder(settled), seed), settled)
 
 
@@ -118,16 +106,7 @@ def _builder(config: Config) -> Callable[[], nn.Module]:
 def _network(net: nn.Module, config: Config) -> Network:
     reference, graph = translation_modules(net, config)
     grid = 2 ** config["downs"]
-    image = ImageSpec(
-        task="translation",
-        scale=1,
-        channels_in=config["channels_in"],
-        channels_out=config["channels_out"],
-        multiple=grid,
-        minimum=grid,
-        pad_mode="reflect",
-        statistics=statistics(config),
-    )
+    image = translation_image(config, multiple=grid, minimum=grid)
     return Network(config, image, reference, graph, {"openvino-low": with_phases(graph)})
 
 

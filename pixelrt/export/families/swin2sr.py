@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
 
 from pixelrt.errors import CheckpointError
+from pixelrt.export.families._weights import differences
 from pixelrt.export.families.swin2sr_config import DEFAULTS, settle
 from pixelrt.export.families.swin2sr_infer import WINDOW_BUFFERS, infer
 from pixelrt.export.families.swin2sr_keys import to_authors_name, to_library_names
@@ -38,8 +39,6 @@ LIGHT: Config = {
 }
 PROCESSOR_DIVISOR = 8
 """``size_divisor`` of transformers' Swin2SRImageProcessor, whatever the window."""
-
-SHOWN = 5
 
 
 # References ---------------------------------------------------------------------------------
@@ -144,32 +143,15 @@ def _check_window(config: Config, known: Config) -> None:
 
 def _check_parameters(expected: Tensors, given: Tensors, authors: Tensors | None) -> None:
     """CheckpointError for each difference, in the names of the file: ``authors``, if theirs."""
-    both = [name for name in expected if name in given]
-    kinds = {
-        "missing": {name: "" for name in expected if name not in given},
-        "unexpected": {name: "" for name in given if name not in expected},
-        "other shape": {
-            name: f" {tuple(given[name].shape)} instead of {tuple(expected[name].shape)}"
-            for name in both
-            if given[name].shape != expected[name].shape
-        },
-        "not floating point": {n: "" for n in both if not given[n].is_floating_point()},
-    }
-    problems = [f"{kind}: {_named(names, authors)}" for kind, names in kinds.items() if names]
-    if problems:
+    # Several parameters of the library may be one of theirs.
+    named = (lambda name: to_authors_name(name, authors)) if authors is not None else str
+    found = differences(expected, given, named)
+    if found:
         raise CheckpointError(
             "The weights do not fit the network of the configuration.",
-            found="; ".join(problems),
+            found=found,
             hint="check that the configuration, where there is one, belongs to these weights",
         )
-
-
-def _named(names: dict[str, str], authors: Tensors | None) -> str:
-    if authors is not None:  # several parameters of the library may be one of theirs
-        names = {to_authors_name(name, authors): detail for name, detail in names.items()}
-    shown = [name + detail for name, detail in names.items()]
-    more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
-    return ", ".join(shown[:SHOWN]) + more
 
 
 # Networks -----------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from pixelrt.plans.profiles import Profile, Shape
 from pixelrt.spec import ImageSpec, TensorSpec
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from pixelrt.runtime.device.fitting import DevicePlan
     from pixelrt.runtime.device.flow_plan import Maps
     from pixelrt.runtime.device.interop import DeviceArray
@@ -94,7 +96,12 @@ class Session(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, *exc: object) -> None: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
 
 
 @runtime_checkable

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Self
 
 from pixelrt.bundle import BundledNetwork
 from pixelrt.errors import BackendError
 from pixelrt.manifest import GraphRole
 from pixelrt.plans.profiles import Profile
 from pixelrt.runtime.backends.base import Array, BackendInfo, Offer, Sample
+from pixelrt.runtime.closing import Closing
 from pixelrt.spec import TensorSpec
 
 Function = Callable[[Array], Array]
 
 
-class FakeSession:
+class FakeSession(Closing):
     """Runs ``function`` on the only input; records the shapes it was given in ``calls``."""
 
     profiles: tuple[Profile, ...] = ()
@@ -45,12 +45,6 @@ class FakeSession:
 
     def close(self) -> None:
         self.closed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 class FakeBackend:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any
 
 from pixelrt.bundle import BundledNetwork
 from pixelrt.errors import BackendError, OutOfMemoryError
 from pixelrt.manifest import Graph, GraphRole
 from pixelrt.plans.profiles import Profile
 from pixelrt.runtime.backends.base import Array, BackendInfo, Offer, Sample
+from pixelrt.runtime.backends.ort_assignment import CPU_PROVIDER
+from pixelrt.runtime.closing import Closing
 from pixelrt.runtime.machine import processor_name, usable_cpus
 from pixelrt.spec import TensorSpec
 
 if TYPE_CHECKING:
     import onnxruntime
 
-CPU_PROVIDER = "CPUExecutionProvider"
 INSTALL_HINT = "pip install 'pixelrt[cpu]'"
-MEMORY_WORDS = ("bad_alloc", "failed to allocate", "out of memory")
+MEMORY_WORDS = ("bad_alloc", "failed to allocate", "out of memory", "cuda failure 2:")
+"""``CUDA failure 2`` is ``cudaErrorMemoryAllocation``."""
 
 
 class OnnxRuntimeCpu:
@@ -44,7 +46,7 @@ class OnnxRuntimeCpu:
         return (Offer(info, lambda: OnnxRuntimeSession(bundle, graph, info, threads)),)
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(Closing):
     """One graph in an onnxruntime session on the CPU."""
 
     profiles: tuple[Profile, ...] = ()
@@ -58,10 +60,12 @@ class OnnxRuntimeSession:
         self.info = info
         self.inputs: tuple[TensorSpec, ...] = tuple(graph.inputs)
         self.outputs: tuple[TensorSpec, ...] = tuple(graph.outputs)
+        options = tile_options(ort)
+        options.intra_op_num_threads = threads
         try:
             self._session: onnxruntime.InferenceSession | None = ort.InferenceSession(
                 str(bundle.path(graph.file)),
-                sess_options=_options(threads),
+                sess_options=options,
                 providers=[CPU_PROVIDER],
             )
         # onnxruntime's exceptions share no base class below Exception
@@ -77,12 +81,6 @@ class OnnxRuntimeSession:
 
     def close(self) -> None:
         self._session = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 def run_ort(
@@ -102,11 +100,9 @@ def run_ort(
     return dict(zip(names, results, strict=True))
 
 
-def _options(threads: int) -> onnxruntime.SessionOptions:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+def tile_options(ort: Any) -> onnxruntime.SessionOptions:
+    """Options of a session that runs tiles, by onnxruntime's module."""
+    options: onnxruntime.SessionOptions = ort.SessionOptions()
     options.log_severity_level = 3
     # Tiles differ in size from image to image: a recorded memory pattern would pin the
     # largest one for the life of the session.
@@ -114,8 +110,13 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
+def speaks_of_memory(exc: Exception) -> bool:
+    """Whether onnxruntime, which has no exception of its own for it, ran out of memory."""
+    return isinstance(exc, MemoryError) or any(word in str(exc).lower() for word in MEMORY_WORDS)
+
+
 def _run_error(exc: Exception, feeds: Mapping[str, Array]) -> BackendError:
     shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feeds.items())
-    if any(word in str(exc).lower() for word in MEMORY_WORDS):
+    if speaks_of_memory(exc):
         return OutOfMemoryError(f"onnxruntime ran out of memory on {shapes}", found=str(exc))
     return BackendError(f"onnxruntime failed on {shapes}", found=str(exc))

@@ -54,7 +54,7 @@ class CudaProvider:
                 ort.preload_dlls()
         else:
             plugin = machine.load(PLUGIN)
-            register(ort, plugin.get_ep_name(), plugin.get_library_path())
+            register(ort, plugin.get_ep_name(), plugin.get_library_path)
             device_for(ort, PROVIDER, cuda)
 
     def version(self, machine: OrtMachine, ort: Any) -> str:

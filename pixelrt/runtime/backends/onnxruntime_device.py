@@ -26,20 +26,20 @@ from pixelrt.geometry import Size, on_grid
 from pixelrt.manifest import Graph, GraphRole
 from pixelrt.plans.profiles import Profile, Shape, tensor_shape
 from pixelrt.runtime.backends.base import BackendInfo, Offer, Session, image_bundle
+from pixelrt.runtime.backends.onnxruntime import tile_options
 from pixelrt.runtime.backends.ort_assignment import (
     NO_FALLBACK,
     RECORD,
     read_profile,
     require_provider,
     require_tiny,
+    require_version,
 )
 from pixelrt.runtime.backends.ort_engine import OrtEngine
 from pixelrt.runtime.device.cuda import Cuda, RealCuda
 from pixelrt.runtime.device.resources import DeviceBuffer, Stream, settled
 from pixelrt.runtime.device.session import DeviceSession
 
-OLDEST = (1, 24)
-"""The first onnxruntime that tells which provider got which node."""
 PROBE = 32
 """Sides of the picture that shows what runs where: far more pixels than ``ort_assignment.TINY``."""
 
@@ -152,13 +152,7 @@ def load_onnxruntime(machine: OrtMachine) -> Any:
         ort = machine.load("onnxruntime")
     except ImportError as exc:
         raise BackendError("onnxruntime cannot be imported", found=str(exc)) from exc
-    found = tuple(int(part) for part in str(ort.__version__).split(".")[:2])
-    if found < OLDEST:
-        raise BackendError(
-            "this onnxruntime cannot tell what runs on the GPU",
-            found=str(ort.__version__),
-            expected=f"{'.'.join(map(str, OLDEST))} or later",
-        )
+    require_version(str(ort.__version__))
     return ort
 
 
@@ -199,10 +193,7 @@ def check_engine(engine: OrtEngine, provider: Provider, bundle: Bundle) -> None:
 
 
 def _session(ort: Any, provider: Provider, setting: Setting, folder: Path) -> Any:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    # Tiles differ in size from image to image: a recorded memory pattern would pin the largest.
-    options.enable_mem_pattern = False
+    options = tile_options(ort)
     options.add_session_config_entry(RECORD, "1")
     if provider.shapes_on_host:
         options.enable_profiling = True

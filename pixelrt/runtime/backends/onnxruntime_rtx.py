@@ -56,7 +56,7 @@ class RtxProvider:
 
     def prepare(self, machine: OrtMachine, ort: Any, cuda: Cuda) -> None:
         plugin = machine.load(PLUGIN)
-        register(ort, plugin.get_ep_name(), plugin.get_library_path())
+        register(ort, plugin.get_ep_name(), plugin.get_library_path)
         device_for(ort, PROVIDER, cuda)
 
     def version(self, machine: OrtMachine, ort: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from pixelrt.plans.profiles import Profile
 from pixelrt.runtime.backends.base import Array, BackendInfo, Sample, Session
 from pixelrt.runtime.backends.onnxruntime import run_ort
 from pixelrt.runtime.backends.openvino_source import Source
+from pixelrt.runtime.closing import Closing
 from pixelrt.runtime.verify import limits_of, outcomes, verified_before
 from pixelrt.spec import TensorSpec
 
@@ -63,7 +64,7 @@ def check_precision(bundle: BundledNetwork, session: Session, role: GraphRole) -
         )
 
 
-class OpenVinoSession:
+class OpenVinoSession(Closing):
     """One graph in onnxruntime, all of it computed by OpenVINO. ``infer`` is thread-safe.
 
     A graph compiled for one shape is faster but takes seconds to compile. It is made once the
@@ -159,12 +160,6 @@ class OpenVinoSession:
         max_abs, mean_square = difference(verified[name], found[name])
         least_psnr = psnr(mean_square, peak)
         return max_abs <= limits.max_abs * peak and least_psnr >= limits.min_psnr
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 def difference(one: Array, other: Array) -> tuple[float, float]:

@@ -8,14 +8,10 @@ from typing import TYPE_CHECKING
 from pixelrt.bundle import BundledNetwork
 from pixelrt.errors import BackendError, OutOfMemoryError
 from pixelrt.manifest import Graph
-from pixelrt.runtime.backends.onnxruntime import MEMORY_WORDS
+from pixelrt.runtime.backends.onnxruntime import speaks_of_memory
 from pixelrt.runtime.backends.openvino_cache import cache_key, kept_blob, worth_keeping
-from pixelrt.runtime.backends.openvino_plugin import (
-    Plugin,
-    Settings,
-    check_assignment,
-    session_options,
-)
+from pixelrt.runtime.backends.openvino_plugin import PROVIDER, Plugin, Settings, session_options
+from pixelrt.runtime.backends.ort_assignment import require_whole
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -78,7 +74,7 @@ class Source:
         # onnxruntime's exceptions share no base class below Exception
         except Exception as exc:
             raise self._error(exc) from exc
-        check_assignment(session)
+        require_whole(session, PROVIDER)
         return session
 
     def _options(self) -> onnxruntime.SessionOptions:
@@ -90,6 +86,6 @@ class Source:
 
     def _error(self, exc: Exception) -> BackendError:
         what = f"{self.graph.file} of {self.bundle.root}"
-        if isinstance(exc, MemoryError) or any(word in str(exc).lower() for word in MEMORY_WORDS):
+        if speaks_of_memory(exc):
             return OutOfMemoryError(f"OpenVINO ran out of memory on {what}", found=str(exc))
         return BackendError(f"OpenVINO could not load {what}", found=str(exc))

@@ -19,6 +19,8 @@ RECORD = "session.record_ep_graph_assignment_info"
 NO_FALLBACK = "session.disable_cpu_ep_fallback"
 """onnxruntime_session_options_config_keys.h."""
 
+OLDEST = (1, 24)
+"""The first onnxruntime that tells which provider got which node."""
 CPU_PROVIDER = "CPUExecutionProvider"
 TINY = 64
 """Elements of a tensor that may stay on the host: the dimensions and paddings of a few tensors.
@@ -26,6 +28,24 @@ A picture of 16x16 has more."""
 WHOLE_NUMBERS = frozenset({"int64", "int32", "uint64", "uint32", "bool"})
 READS_NO_DATA = frozenset({"Shape", "Size"})
 SHOWN = 8
+
+
+def require_version(version: str, hint: str = "") -> None:
+    """Raise ``BackendError`` for an onnxruntime that does not tell what it assigned."""
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST:
+        raise BackendError(
+            "this onnxruntime is too old: it cannot tell which provider runs which node",
+            found=f"onnxruntime {version}",
+            expected=f"{'.'.join(map(str, OLDEST))} or later",
+            hint=hint,
+        )
+
+
+def require_whole(session: Any, provider: str) -> None:
+    """Raise ``BackendError`` unless ``provider`` got every node."""
+    host = require_provider(session, provider)
+    if host:
+        raise _refused(provider, host, f"assigned to {CPU_PROVIDER}")
 
 
 def require_provider(session: Any, provider: str) -> tuple[str, ...]:
@@ -112,5 +132,5 @@ def _refused(provider: str, nodes: Sequence[str], where: str) -> BackendError:
     return BackendError(
         f"{provider} does not run the whole graph",
         found=f"{', '.join(nodes[:SHOWN])}{more}: {where}",
-        hint="use another backend; a network that runs partly on the CPU is not accepted",
+        hint="use another backend; a network that runs partly elsewhere is not accepted",
     )

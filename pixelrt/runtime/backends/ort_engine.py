@@ -16,17 +16,16 @@ import numpy as np
 from pixelrt.errors import BackendError, OutOfMemoryError
 from pixelrt.plans.profiles import Profile, Shape, choose_profile, tensor_shape
 from pixelrt.runtime.backends.base import BackendInfo, Sample
+from pixelrt.runtime.backends.onnxruntime import speaks_of_memory
+from pixelrt.runtime.closing import release_quietly
 from pixelrt.runtime.device.cuda import Cuda
 from pixelrt.runtime.device.engine import output_shape
-from pixelrt.runtime.device.resources import DeviceBuffer, Event, Stream, release_quietly
+from pixelrt.runtime.device.resources import DeviceBuffer, Event, Stream
 from pixelrt.spec import TensorSpec
 
 NO_SYNC = "disable_synchronize_execution_providers"
 DEVICE_KIND = "cuda"
 """onnxruntime's name for memory of an NVIDIA GPU."""
-MEMORY_WORDS = ("out of memory", "bad_alloc", "failed to allocate", "cuda failure 2:")
-"""``CUDA failure 2`` is ``cudaErrorMemoryAllocation``."""
-
 
 MOST_GRAPHS = 64
 """A provider keeps what it recorded until its session is closed."""
@@ -41,7 +40,7 @@ def failures(info: BackendInfo, shape: Shape) -> Iterator[None]:
     # onnxruntime's exceptions share no base class below Exception
     except Exception as exc:
         words = str(exc)
-        if any(part in words.lower() for part in MEMORY_WORDS):
+        if speaks_of_memory(exc):
             raise OutOfMemoryError(
                 f"{info.name} ran out of memory at {shape}", found=words
             ) from exc

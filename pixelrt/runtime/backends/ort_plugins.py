@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from pixelrt.errors import BackendError
@@ -11,27 +12,29 @@ from pixelrt.runtime.device.cuda import Cuda
 _lock = threading.Lock()
 
 
-def register(ort: Any, name: str, library: str) -> None:
-    """Have onnxruntime load ``library``, once per process.
+def register(ort: Any, name: str, library: Callable[[], str], hint: str = "") -> None:
+    """Have onnxruntime load the provider ``name``, once per process; thread-safe.
 
-    It stays loaded: sessions of others may use it. Raises ``BackendError`` in
-    onnxruntime's words.
+    ``library`` gives the path; ``hint``: what to do where it does not load. It stays loaded:
+    sessions of others may use it. One that the program has registered itself is used as it
+    is: registered a second time, onnxruntime would list its devices twice. Raises
+    ``BackendError`` in onnxruntime's words.
     """
     with _lock:
         if any(device.ep_name == name for device in ort.get_ep_devices()):
             return
         try:
-            ort.register_execution_provider_library(name, library)
-        # onnxruntime's exceptions share no base class below Exception
+            ort.register_execution_provider_library(name, library())
+        # a broken package, a missing file, a loader's message in onnxruntime's own exception
         except Exception as exc:
             if "already registered" in str(exc).lower():
                 return
             raise BackendError(
                 f"onnxruntime could not load {name}",
-                found=str(exc),
+                found=str(exc) or type(exc).__name__,
                 hint="libcuda.so.1 comes with NVIDIA's driver: install it, or use another backend"
                 if "libcuda.so" in str(exc)
-                else "",
+                else hint,
             ) from exc
 
 

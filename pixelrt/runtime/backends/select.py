@@ -13,7 +13,7 @@ from pixelrt.runtime.backends.onnxruntime_cuda import ONNXRUNTIME_CUDA
 from pixelrt.runtime.backends.onnxruntime_rtx import ONNXRUNTIME_RTX
 from pixelrt.runtime.backends.openvino import OnnxRuntimeOpenVino
 from pixelrt.runtime.backends.tensorrt import TensorRTBackend
-from pixelrt.runtime.device.resources import release_quietly
+from pixelrt.runtime.closing import release_quietly
 from pixelrt.runtime.verify import known_failure, require_verified
 
 BACKENDS: tuple[Backend, ...] = (

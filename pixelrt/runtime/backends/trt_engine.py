@@ -17,9 +17,10 @@ from pixelrt.plans.facts import PlanFacts
 from pixelrt.plans.profiles import Shape, choose_profile, tensor_shape
 from pixelrt.plans.tensorrt import TensorRT, Told, listening
 from pixelrt.runtime.backends.base import BackendInfo, Sample
+from pixelrt.runtime.closing import release_quietly
 from pixelrt.runtime.device.cuda import Cuda
 from pixelrt.runtime.device.engine import output_shape
-from pixelrt.runtime.device.resources import DeviceBuffer, Stream, release_quietly
+from pixelrt.runtime.device.resources import DeviceBuffer, Stream
 
 ALIGNMENT = 256
 """Of the memory that a context works in (``IExecutionContext.set_device_memory``)."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from pixelrt.errors import BackendError, ImageError
 from pixelrt.geometry import Region, Size, Tile, TilePlan
+from pixelrt.runtime.closing import Closing, release_quietly
 from pixelrt.runtime.device.cuda import Cuda
 from pixelrt.runtime.device.image import (
     DeviceImage,
@@ -27,7 +28,7 @@ from pixelrt.runtime.device.image import (
     stacked,
 )
 from pixelrt.runtime.device.interop import DeviceArray, between
-from pixelrt.runtime.device.resources import Closing, DeviceBuffer, Stream, release_quietly, settled
+from pixelrt.runtime.device.resources import DeviceBuffer, Stream, settled
 from pixelrt.runtime.device.stages import Compute, FlowShape
 from pixelrt.runtime.tiling import core_regions
 from pixelrt.spec import ImageSpec

@@ -6,18 +6,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
 
 from pixelrt.errors import BackendError
+from pixelrt.runtime.closing import Closing, quietly, release_quietly
 from pixelrt.runtime.device.cuda import Cuda
-from pixelrt.runtime.device.resources import (
-    Closing,
-    DeviceBuffer,
-    Event,
-    Resource,
-    Stream,
-    release_quietly,
-)
+from pixelrt.runtime.device.resources import DeviceBuffer, Event, Resource, Stream
 from pixelrt.runtime.device.stages import Compute
 
 
@@ -47,20 +40,12 @@ class _Graph:
             executable = Resource(cuda.graph_instantiate(graph), cuda.executable_destroy)
             self._executable = stack.enter_context(executable)
             self._launched = stack.enter_context(Event(cuda))
-            stack.push(self._wait)
+            stack.push(quietly(self._launched.synchronize))
             self.resources = stack.pop_all()
 
     def launch(self, stream: Stream) -> None:
         self._cuda.graph_launch(self._executable.handle, stream.handle)
         stream.record(self._launched)
-
-    def _wait(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        release_quietly(self._launched.synchronize, exc)
 
 
 class GraphCache(Closing):

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from pixelrt.errors import ImageError
+from pixelrt.runtime.closing import release_quietly
 from pixelrt.runtime.device import dlpack_export
 from pixelrt.runtime.device.cuda import LEGACY_STREAM, Cuda
-from pixelrt.runtime.device.resources import Stream, release_quietly
+from pixelrt.runtime.device.resources import Stream
 
 VERSIONS = (2, 3)
 COPY_HINT = "make a copy first: tensor.contiguous(), cupy.ascontiguousarray(array)"

@@ -6,10 +6,11 @@ from collections import OrderedDict
 from contextlib import ExitStack
 
 from pixelrt.plans.profiles import Shape
+from pixelrt.runtime.closing import Closing
 from pixelrt.runtime.device.cuda import Cuda
 from pixelrt.runtime.device.engine import Bound, Engine, image_shape
 from pixelrt.runtime.device.graphs import GraphCache, GraphKey
-from pixelrt.runtime.device.resources import Closing, DeviceBuffer, Stream
+from pixelrt.runtime.device.resources import DeviceBuffer, Stream
 from pixelrt.runtime.device.work import WorkMemory
 
 CAPACITY = 16

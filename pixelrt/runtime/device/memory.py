@@ -13,15 +13,9 @@ from numpy.typing import NDArray
 
 from pixelrt.errors import BackendError
 from pixelrt.geometry import round_up
+from pixelrt.runtime.closing import Closing, release_quietly
 from pixelrt.runtime.device.cuda import Cuda
-from pixelrt.runtime.device.resources import (
-    Closing,
-    DeviceBuffer,
-    Event,
-    Resource,
-    Stream,
-    release_quietly,
-)
+from pixelrt.runtime.device.resources import DeviceBuffer, Event, Resource, Stream
 
 IDLE_LIMIT = 256 * 2**20
 """Bytes of pinned memory that a pool keeps for reuse: it is memory the system cannot swap."""

@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from itertools import count
 from types import TracebackType
-from typing import Self
 
-from pixelrt.errors import BackendError
+from pixelrt.runtime.closing import Closing, quietly
 from pixelrt.runtime.device.cuda import Cuda
 
 _serials = count()
-
-
-class Closing(ABC):
-    """A context manager that closes itself; what fails then becomes a note of the block's error."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Release everything."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        release_quietly(self.close, exc)
 
 
 class Resource(Closing):
@@ -66,16 +44,6 @@ class Resource(Closing):
     ) -> None:
         if not self.closed:
             super().__exit__(kind, exc, trace)
-
-
-def release_quietly(release: Callable[[], None], exc: BaseException | None) -> None:
-    """Call ``release``; its ``BackendError`` becomes a note of ``exc`` if there is one."""
-    try:
-        release()
-    except BackendError as failure:
-        if exc is None:
-            raise
-        exc.add_note(f"and while releasing: {failure}")
 
 
 class DeviceBuffer(Resource):
@@ -168,14 +136,5 @@ def settled(*streams: Stream) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for stream in streams:
-            stack.push(partial(_settle, stream))
+            stack.push(quietly(stream.synchronize))
         yield
-
-
-def _settle(
-    stream: Stream,
-    kind: type[BaseException] | None,
-    exc: BaseException | None,
-    trace: TracebackType | None,
-) -> None:
-    release_quietly(stream.synchronize, exc)

@@ -6,13 +6,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from pixelrt.errors import BackendError, OutOfMemoryError
 from pixelrt.plans.profiles import Shape, tensor_shape
 from pixelrt.runtime.backends.base import Array
+from pixelrt.runtime.closing import Closing, quietly, release_quietly
 from pixelrt.runtime.device.array_flow import DeviceFlow, on_device
 from pixelrt.runtime.device.cuda import Cuda
 from pixelrt.runtime.device.dlpack import foreign_array
@@ -22,7 +23,7 @@ from pixelrt.runtime.device.flow_plan import Layout, Maps, flow_plan
 from pixelrt.runtime.device.interop import DeviceArray
 from pixelrt.runtime.device.lanes import EngineLane
 from pixelrt.runtime.device.memory import HostPool
-from pixelrt.runtime.device.resources import Stream, release_quietly
+from pixelrt.runtime.device.resources import Stream
 from pixelrt.runtime.device.stages import FlowShape, Lane, TileFlow
 from pixelrt.runtime.device.work import WorkMemory
 from pixelrt.runtime.tiling import Progress
@@ -34,7 +35,7 @@ SLOTS = 2
 """Batches in flight for each stream."""
 
 
-class DeviceSession:
+class DeviceSession(Closing):
     """A ``Session`` over an engine, which it closes; a ``TileSession`` and ``ArraySession`` too.
 
     Buffers, bound shapes and recorded graphs are kept from image to image and given up,
@@ -169,15 +170,9 @@ class DeviceSession:
                 for lane in self._lanes:
                     stack.enter_context(lane.stream)
                     stack.enter_context(lane)
-                stack.push(lambda kind, exc, trace: release_quietly(self._give_back, exc))
+                stack.push(quietly(self._give_back))
                 self._cuda.activate()
             self._lanes.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        release_quietly(self.close, exc[1] if isinstance(exc[1], BaseException) else None)
 
     @contextmanager
     def _using(self) -> Iterator[None]:

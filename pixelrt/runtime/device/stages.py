@@ -23,11 +23,12 @@ from dataclasses import dataclass
 from itertools import islice
 from math import prod
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pixelrt.runtime.closing import Closing
 from pixelrt.runtime.device.cuda import Cuda
 from pixelrt.runtime.device.memory import HostBlock, HostPool
 from pixelrt.runtime.device.resources import DeviceBuffer, Event, Stream, settled
@@ -115,7 +116,7 @@ class _Slot:
         """The jobs whose results are on their way to ``host_out``."""
 
 
-class TileFlow:
+class TileFlow(Closing):
     """Streams and memory for tiles of one shape, kept for any number of images.
 
     ``compute``: on a stream of the flow's own, or the lanes that share the work.
@@ -181,15 +182,13 @@ class TileFlow:
         """Wait for the device and release everything."""
         self._resources.close()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # Handed on: the failure of every stream becomes a note of it, not the first one alone.
         self._resources.__exit__(kind, exc, trace)
 
     def _run(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from pixelrt.errors import OutOfMemoryError
+from pixelrt.runtime.closing import Closing
 from pixelrt.runtime.device.cuda import Cuda
 from pixelrt.runtime.device.memory import Arena
-from pixelrt.runtime.device.resources import Closing
 
 HEADROOM = 1 / 16
 """Share of the device's memory that parts beyond the first leave free for what comes later."""

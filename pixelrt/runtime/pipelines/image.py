@@ -23,12 +23,12 @@ from pixelrt.runtime.backends.base import (
     TileSession,
 )
 from pixelrt.runtime.backends.select import BACKENDS, Choice, PassedOver, open_session
+from pixelrt.runtime.closing import Closing
 from pixelrt.runtime.device.fitting import DevicePlan
 from pixelrt.runtime.device.flow_plan import Maps
 from pixelrt.runtime.device.interop import DeviceArray
 from pixelrt.runtime.device.planning import device_budget, device_planner
 from pixelrt.runtime.device.replan import run_with_replan
-from pixelrt.runtime.device.resources import Closing
 from pixelrt.runtime.pipelines.arrays import check_array, levels
 from pixelrt.runtime.pipelines.device_job import run_on_device
 from pixelrt.runtime.pipelines.planes import Route, route_planes
