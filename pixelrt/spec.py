@@ -74,6 +74,18 @@ class ReceptiveField:
 
 
 @dataclass(frozen=True)
+class TokenizerSettings:
+    """What a tokenizer.json does not say about the tokens that a text encoder takes."""
+
+    model_max_length: int
+    """Tokens in one window of the text encoder, begin and end of text included."""
+    bos_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+    padding_side: Literal["right", "left"] = "right"
+
+
+@dataclass(frozen=True)
 class Tolerance:
     """Largest absolute error against PyTorch in fp32, of a value range of 1.0."""
 
