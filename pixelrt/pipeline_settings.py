@@ -6,28 +6,23 @@ from typing import Any, Literal
 
 import msgspec
 
+from pixelrt.spec import TokenizerSettings
+
+
+TimeIds = Literal["", "base", "refiner"]
+
 
 class TextSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """A text encoder: ``network`` takes ``ids`` int64 (B, length).
+    """A text encoder: ``network`` takes ``ids`` int64 (B, L).
 
-    ``tokenizer``: name of its asset. ``pooled``: it gives an output ``pooled`` (B, P) beside
-    ``hidden`` (B, length, C).
+    ``asset``: its ``tokenizer.json``. ``pooled``: it gives an output ``pooled`` (B, P) beside
+    ``hidden`` (B, L, C).
     """
 
     network: str
-    tokenizer: str
-    length: int
-    start: int
-    end: int
-    padding: int
+    asset: str
+    tokenizer: TokenizerSettings
     pooled: bool = False
-
-
-class ControlSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """A ControlNet: ``network`` takes latents, timestep, text and ``control`` (B, C, H, W)."""
-
-    network: str
-    channels: int = 3
 
 
 class DiffusionSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +33,8 @@ class DiffusionSettings(msgspec.Struct, frozen=True, kw_only=True):
     pictures are multiples of this many pixels. ``unet_channels``: 4 for plain latents, 9 with
     mask and masked picture. ``time_ids``: what the UNet is told of sizes, ``base`` six numbers,
     ``refiner`` five. ``guidance_width``: length of the embedding of the guidance scale, 0 for
-    none. ``empty_is_zero``: no negative prompt means zeros. ``safety_checker``: whether the
+    none. ``controls``: how many ControlNets the UNet's graph holds.
+    ``empty_is_zero``: no negative prompt means zeros. ``safety_checker``: whether the
     original pipeline had one; it is never part of a bundle.
     """
 
@@ -50,8 +46,8 @@ class DiffusionSettings(msgspec.Struct, frozen=True, kw_only=True):
     multiple: int
     unet_channels: int
     text: list[TextSettings]
-    controls: list[ControlSettings] = []
-    time_ids: Literal["", "base", "refiner"] = ""
+    controls: int = 0
+    time_ids: TimeIds = ""
     guidance_width: int = 0
     empty_is_zero: bool = False
     safety_checker: bool = False

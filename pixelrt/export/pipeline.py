@@ -76,10 +76,10 @@ def export_bundle(
 
     Raises ``CheckpointError``, ``ExportError``, ``OutputError`` or ``UsageError``.
     """
-    _check_output(output, overwrite)
+    check_output(output, overwrite)
     report("load")
     loaded = _load(source, family, config, random_seed)
-    key = [loaded.recipe.name, loaded.variant, loaded.network.config, loaded.source, _made_by()]
+    key = [loaded.recipe.name, loaded.variant, loaded.network.config, loaded.source, made_by()]
     key.append(sorted(loaded.network.variants))
     with Workspace(key) as work:
         _write(loaded, work, output, overwrite, report)
@@ -87,7 +87,7 @@ def export_bundle(
     return output
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
+def check_output(output: Path, overwrite: bool) -> None:
     """Before minutes of work, not after."""
     if not output.name.endswith(SUFFIX):
         raise UsageError(f"{output} is no name for a bundle", expected=f"NAME{SUFFIX}")
@@ -165,7 +165,7 @@ def _write(loaded: Loaded, work: Workspace, output: Path, overwrite: bool, repor
             components=[described],
             references=[_describe(sample) for sample in samples],
             fidelity=msgspec.json.decode(fidelity, type=list[Measured]),
-            made_by=_made_by(),
+            made_by=made_by(),
             files=describe_files(folder, FOLDERS),
         )
         (folder / MANIFEST).write_bytes(encode_manifest(manifest))
@@ -222,6 +222,6 @@ def _describe(sample: Sample) -> Reference:
     return Reference(sample.name, sample.kind, f"reference/{sample.name}.npz", height, width)
 
 
-def _made_by() -> dict[str, str]:
+def made_by() -> dict[str, str]:
     found = {name: version(name) for name in VERSIONS}
     return {"pixelrt": pixelrt.__version__, "python": platform.python_version(), **found}

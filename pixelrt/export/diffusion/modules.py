@@ -40,7 +40,10 @@ class TextEncoder(nn.Module):
 
 
 def _final_norm(model: nn.Module) -> nn.Module:
-    return next(m for name, m in model.named_modules() if name.endswith("final_layer_norm"))
+    found: nn.Module = next(
+        part for name, part in model.named_modules() if name.endswith("final_layer_norm")
+    )
+    return found
 
 
 class UNet(nn.Module):

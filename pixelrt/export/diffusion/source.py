@@ -45,9 +45,10 @@ class DiffusersFolder:
 
     def class_of(self, part: str) -> str:
         """Name of a component's class, or an empty string where the pipeline has none."""
-        entry = self.index.get(part)
-        named = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)
-        return entry[1] if named else ""
+        match self.index.get(part):
+            case [str(), str(name)]:
+                return name
+        return ""
 
     def config(self, part: str, file: str = "config.json") -> dict[str, Any]:
         """A component's configuration. Raises ``CheckpointError``."""

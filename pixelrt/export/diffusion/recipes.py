@@ -1,0 +1,169 @@
+"""Which components a pipeline has, and the settings that its runtime needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pixelrt.errors import CheckpointError
+from pixelrt.export.diffusion.parts import text_part, unet_part, vae_parts
+from pixelrt.export.diffusion.source import DiffusersFolder, load_component
+from pixelrt.export.diffusion.tokenizer import export_tokenizer
+from pixelrt.export.part import Part
+from pixelrt.pipeline_settings import DiffusionSettings, TextSettings, TimeIds
+
+SD, SDXL = "stable-diffusion", "stable-diffusion-xl"
+
+FAMILIES = {
+    **dict.fromkeys(
+        (
+            "StableDiffusionPipeline",
+            "StableDiffusionImg2ImgPipeline",
+            "StableDiffusionInpaintPipeline",
+            "StableDiffusionControlNetPipeline",
+            "StableDiffusionControlNetImg2ImgPipeline",
+            "LatentConsistencyModelPipeline",
+            "LatentConsistencyModelImg2ImgPipeline",
+        ),
+        SD,
+    ),
+    **dict.fromkeys(
+        (
+            "StableDiffusionXLPipeline",
+            "StableDiffusionXLImg2ImgPipeline",
+            "StableDiffusionXLInpaintPipeline",
+            "StableDiffusionXLControlNetPipeline",
+            "StableDiffusionXLControlNetImg2ImgPipeline",
+        ),
+        SDXL,
+    ),
+}
+"""Pipelines of diffusers, and what runs them here."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of a pipeline: assets by name, settings, and its parts, one in memory at a
+    time."""
+
+    family: str
+    variant: str
+    settings: DiffusionSettings
+    assets: dict[str, bytes]
+    parts: Callable[[], Iterator[Part]]
+
+
+def plan_of(folder: DiffusersFolder, controlnets: Sequence[Path] = ()) -> Plan:
+    """``controlnets``: folders of ControlNets to put into the UNet's graph, beside those that
+    the pipeline has. Raises ``CheckpointError`` for what cannot be exported."""
+    family = FAMILIES.get(folder.pipeline)
+    if family is None:
+        raise CheckpointError(
+            f"{folder.name} is a pipeline that pixelrt does not know",
+            found=folder.pipeline,
+            expected=", ".join(sorted(FAMILIES)),
+        )
+    encoders = ["text_encoder", "text_encoder_2"] if family == SDXL else ["text_encoder"]
+    encoders = [name for name in encoders if folder.class_of(name)]
+    if not encoders:
+        raise CheckpointError(f"{folder.name} has no text encoder", expected="text_encoder")
+    assets: dict[str, bytes] = {}
+    text = [_text(folder, name, family, assets) for name in encoders]
+    nets = [*_own_controlnets(folder), *controlnets]
+    unet, vae = folder.config("unet"), folder.config("vae")
+    _check_text_width(folder, unet, encoders)
+    scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    time_ids: TimeIds = _time_ids(folder, unet) if family == SDXL else ""
+    settings = DiffusionSettings(
+        scheduler=folder.config("scheduler", "scheduler_config.json"),
+        latent_channels=int(vae["latent_channels"]),
+        latent_scale=scale,
+        scaling=float(vae.get("scaling_factor", 0.18215)),
+        sample_size=_side(unet["sample_size"]),
+        multiple=scale,
+        unet_channels=int(unet["in_channels"]),
+        text=text,
+        controls=len(nets),
+        time_ids=time_ids,
+        guidance_width=int(unet.get("time_cond_proj_dim") or 0),
+        empty_is_zero=bool(folder.index.get("force_zeros_for_empty_prompt", False)),
+        safety_checker=bool(folder.class_of("safety_checker")),
+    )
+
+    def parts() -> Iterator[Part]:
+        for name, one in zip(encoders, text, strict=True):
+            yield text_part(
+                name,
+                folder.load(name),
+                length=one.tokenizer.model_max_length,
+                layer=2 if family == SDXL else 0,
+                normed=family == SD,
+                pooled=one.pooled,
+            )
+        controls = [load_component("diffusers", "ControlNetModel", path) for path in nets]
+        yield unet_part(folder.load("unet"), controls, scale, _COUNTS[time_ids])
+        yield from vae_parts(folder.load("vae"), scale)
+
+    return Plan(family, folder.pipeline, settings, assets, parts)
+
+
+_COUNTS: dict[TimeIds, int] = {"": 0, "base": 6, "refiner": 5}
+
+
+def _text(
+    folder: DiffusersFolder, name: str, family: str, assets: dict[str, bytes]
+) -> TextSettings:
+    number = name.removeprefix("text_encoder")
+    config = folder.config(name)
+    data, settings = export_tokenizer(
+        folder.path / f"tokenizer{number}",
+        max_positions=config.get("max_position_embeddings", 77),
+        vocab_size=config.get("vocab_size"),
+    )
+    asset = f"tokenizer{number}.json"
+    assets[asset] = data
+    pooled = folder.class_of(name) == "CLIPTextModelWithProjection" and family == SDXL
+    return TextSettings(network=name, asset=asset, tokenizer=settings, pooled=pooled)
+
+
+def _own_controlnets(folder: DiffusersFolder) -> list[Path]:
+    if not folder.class_of("controlnet"):
+        return []
+    place = folder.path / "controlnet"
+    # Several are saved as a folder of folders: controlnet, controlnet_1, ...
+    return (
+        [place]
+        if folder.class_of("controlnet") == "ControlNetModel"
+        else sorted(path.parent for path in folder.path.glob("controlnet*/config.json"))
+    )
+
+
+def _check_text_width(folder: DiffusersFolder, unet: dict[str, Any], encoders: list[str]) -> None:
+    widths = [int(folder.config(name)["hidden_size"]) for name in encoders]
+    wanted = unet["cross_attention_dim"]
+    if sum(widths) != wanted:
+        raise CheckpointError(
+            f"{folder.name}: the text encoders do not belong to this UNet",
+            found=f"{' and '.join(encoders)} of width {' + '.join(map(str, widths))}",
+            expected=f"{wanted} in all, which unet/config.json names as cross_attention_dim",
+        )
+
+
+def _time_ids(folder: DiffusersFolder, unet: dict[str, Any]) -> TimeIds:
+    """Of the numbers that the UNet takes beside the pooled text: six, or the refiner's five."""
+    pooled = int(folder.config("text_encoder_2")["projection_dim"])
+    width = int(unet["projection_class_embeddings_input_dim"])
+    count, rest = divmod(width - pooled, int(unet["addition_time_embed_dim"]))
+    for kind, wanted in _COUNTS.items():
+        if rest == 0 and count == wanted and kind:
+            return kind
+    raise CheckpointError(
+        f"{folder.name}: the UNet does not take this text encoder's pooled output",
+        found=f"projection_class_embeddings_input_dim {width}, projection_dim {pooled}",
+    )
+
+
+def _side(value: Any) -> int:
+    return int(value if isinstance(value, int) else max(value))
