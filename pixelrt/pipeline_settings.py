@@ -8,7 +8,6 @@ import msgspec
 
 from pixelrt.spec import TokenizerSettings
 
-
 TimeIds = Literal["", "base", "refiner"]
 
 

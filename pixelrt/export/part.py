@@ -108,7 +108,7 @@ def _dynamic_shapes(part: Part) -> tuple[object, ...]:
     parameters = inspect.signature(part.module.forward).parameters.values()
     single = sum(one.kind is not one.VAR_POSITIONAL for one in parameters)
     # torch.export wants those of *more as one tuple.
-    return (*shapes[:single], tuple(shapes[single:])) if single < len(parameters) else (*shapes,)
+    return (*shapes[:single], tuple(shapes[single:])) if single < len(shapes) else (*shapes,)
 
 
 def _name_axes(model: ir.Model, part: Part) -> None:

@@ -1,0 +1,38 @@
+"""From the name or path of a pipeline bundle to what runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pixelrt.errors import BundleError
+from pixelrt.pipeline_bundle import open_pipeline
+from pixelrt.runtime.backends.select import Choice
+from pixelrt.runtime.diffusion.networks import Networks
+from pixelrt.runtime.diffusion.stable_diffusion import StableDiffusion
+
+PIPELINES = {"stable-diffusion": StableDiffusion, "stable-diffusion-xl": StableDiffusion}
+
+
+def load_pipeline(
+    path: str | Path,
+    *,
+    backend: str = "auto",
+    precision: str = "auto",
+    low_memory: bool = False,
+    verify: bool = True,
+) -> StableDiffusion:
+    """Open a bundle of several networks for running.
+
+    ``low_memory``: one network is open at a time. The rest is as in ``pixelrt.load``.
+    Raises ``BundleError`` where the bundle is malformed, altered, or of an unknown family.
+    """
+    bundle = open_pipeline(Path(path))
+    kind = PIPELINES.get(bundle.manifest.family)
+    if kind is None:
+        raise BundleError(
+            f"{path} is of a family that this version does not run",
+            found=bundle.manifest.family,
+            expected=", ".join(PIPELINES),
+        )
+    choice = Choice(backend, precision)
+    return kind(bundle, Networks(bundle, choice, low_memory=low_memory, verify=verify))
