@@ -19,16 +19,18 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from pixelrt.bundle import Bundle, open_bundle
     from pixelrt.errors import PixelrtError
+    from pixelrt.runtime.diffusion.load import load_pipeline
     from pixelrt.runtime.load import load
     from pixelrt.runtime.pipelines.image import ImageModel
 
-__all__ = ["Bundle", "ImageModel", "PixelrtError", "__version__", "load", "open_bundle"]
+__all__ = ["Bundle", "ImageModel", "PixelrtError", "__version__", "load", "load_pipeline", "open_bundle"]
 
 _HOMES = {
     "Bundle": "pixelrt.bundle",
     "ImageModel": "pixelrt.runtime.pipelines.image",
     "PixelrtError": "pixelrt.errors",
     "load": "pixelrt.runtime.load",
+    "load_pipeline": "pixelrt.runtime.diffusion.load",
     "open_bundle": "pixelrt.bundle",
 }
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import click
 
-from pixelrt.cli.inspect import describe
+from pixelrt.cli.inspect import describe, describe_pipeline
 from pixelrt.cli.terminal import note
-from pixelrt.errors import BackendError, CheckpointError
+from pixelrt.errors import BackendError, CheckpointError, UsageError
 
 NEEDED = ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "transformers", "safetensors")
+DIFFUSION = "diffusion"
+"""``--family`` for a hub id that is a diffusers pipeline."""
 TITLES = {
     "load": "reading the weights",
     "reference": "running the samples through PyTorch in fp32",
@@ -31,7 +33,7 @@ TITLES = {
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="NAME.pixelrt to write."
 )
-@click.option("--family", help="swin2sr, pix2pix, cyclegan or srgan; found from the weights.")
+@click.option("--family", help="swin2sr, pix2pix, cyclegan, srgan or diffusion; found from the source.")
 @click.option(
     "--config",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -44,6 +46,13 @@ TITLES = {
     metavar="SEED",
     help="Build the architecture with random weights, for latency work.",
 )
+@click.option(
+    "--controlnet",
+    "controlnets",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of a ControlNet to put into a diffusion pipeline; may be repeated.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that exists.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def command(
@@ -52,11 +61,12 @@ def command(
     family: str | None,
     config: Path | None,
     seed: int | None,
+    controlnets: tuple[Path, ...],
     overwrite: bool,
     quiet: bool,
 ) -> None:
     """Export SOURCE to a bundle: a checkpoint (.safetensors, .pth, .pt, .pth.tar), a Hugging
-    Face folder, or a hub id (the only thing that is ever downloaded).
+    Face folder, a diffusers pipeline, or a hub id (the only thing that is ever downloaded).
 
     Nothing is written unless the ONNX graph reproduces PyTorch. An interrupted export goes
     on where it was when it is run again.
@@ -64,8 +74,14 @@ def command(
     _require_extra()
     settings = _read_config(config)
     from pixelrt.bundle import open_bundle
+    from pixelrt.export.diffusion.source import is_diffusers
     from pixelrt.export.pipeline import export_bundle
 
+    if family == DIFFUSION or is_diffusers(source):
+        _export_diffusion(source, output, controlnets, overwrite=overwrite, quiet=quiet)
+        return
+    if controlnets:
+        raise UsageError("--controlnet goes with a diffusers pipeline only")
     with _Stages(quiet) as stages:
         export_bundle(
             source,
@@ -80,8 +96,26 @@ def command(
         click.echo(describe(open_bundle(output)))
 
 
-def _require_extra() -> None:
-    lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+def _export_diffusion(
+    source: str | None, output: Path, controlnets: tuple[Path, ...], *, overwrite: bool, quiet: bool
+) -> None:
+    _require_extra(("diffusers", "tokenizers"))
+    if source is None:
+        raise UsageError("nothing to export", hint="name a diffusers folder or a hub id")
+    from pixelrt.export.diffusion.pipeline import export_diffusion
+    from pixelrt.pipeline_bundle import open_pipeline
+
+    def report(part: str) -> None:
+        if not quiet:
+            note("writing the bundle" if part == "write" else f"exporting and checking {part}")
+
+    export_diffusion(source, output, controlnets=controlnets, overwrite=overwrite, report=report)
+    if not quiet:
+        click.echo(describe_pipeline(open_pipeline(output)))
+
+
+def _require_extra(more: tuple[str, ...] = ()) -> None:
+    lacking = [name for name in (*NEEDED, *more) if importlib.util.find_spec(name) is None]
     if lacking:
         raise BackendError(
             "exporting needs packages that are not installed",

@@ -8,7 +8,8 @@ import click
 
 from pixelrt.bundle import Bundle, open_bundle
 from pixelrt.cli.terminal import table
-from pixelrt.manifest import Source, encode_manifest
+from pixelrt.manifest import Manifest, Network, PipelineManifest, Source, encode_manifest
+from pixelrt.pipeline_bundle import PipelineBundle, is_pipeline, open_pipeline
 from pixelrt.plans.store import StoredPlan, find_plans
 from pixelrt.runtime.load import bundle_path
 from pixelrt.spec import ImageSpec, ReceptiveField, TensorSpec
@@ -19,11 +20,15 @@ from pixelrt.spec import ImageSpec, ReceptiveField, TensorSpec
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
 def command(bundle: str, as_json: bool) -> None:
     """Describe BUNDLE after checking every file against its sha256."""
-    opened = open_bundle(bundle_path(bundle))
-    if as_json:
-        click.echo(encode_manifest(opened.manifest).decode(), nl=False)
+    path = bundle_path(bundle)
+    if is_pipeline(path):
+        pipeline = open_pipeline(path)
+        manifest: Manifest | PipelineManifest = pipeline.manifest
+        words = describe_pipeline(pipeline)
     else:
-        click.echo(describe(opened))
+        opened = open_bundle(path)
+        manifest, words = opened.manifest, describe(opened)
+    click.echo(encode_manifest(manifest).decode() if as_json else words, nl=not as_json)
 
 
 def describe(bundle: Bundle) -> str:
@@ -56,6 +61,45 @@ def describe(bundle: Bundle) -> str:
         ("sha256", bundle.sha256),
     ]
     return table(rows)
+
+
+RUN_BY = {
+    "stable-diffusion": "pixelrt txt2img, img2img, inpaint",
+    "stable-diffusion-xl": "pixelrt txt2img, img2img, inpaint",
+}
+"""The verbs that run a family of pipelines."""
+
+
+def describe_pipeline(bundle: PipelineBundle) -> str:
+    """A bundle of several networks in words, several aligned lines."""
+    manifest = bundle.manifest
+    total = sum(entry.bytes for entry in manifest.files.values())
+    rows = [
+        ("bundle", f"{manifest.name}  ({bundle.root})"),
+        ("family", f"{manifest.family}, {manifest.variant}"),
+        ("run by", RUN_BY.get(manifest.family, "a later version of pixelrt")),
+        ("source", _source(manifest.source)),
+        *((one.component.name, _network(one)) for one in manifest.networks),
+        ("fidelity", _fidelity(manifest)),
+        ("size", f"{total / 1e6:.2f} MB in {len(manifest.files)} files, all sha256 match"),
+        ("settings", json.dumps(manifest.settings)),
+        ("made by", ", ".join(f"{k} {v}" for k, v in manifest.made_by.items())),
+        ("sha256", bundle.sha256),
+    ]
+    return table(rows)
+
+
+def _network(network: Network) -> str:
+    (graph,) = network.component.graphs
+    return f"{_tensors(graph.inputs)} -> {_tensors(graph.outputs)}"
+
+
+def _fidelity(manifest: PipelineManifest) -> str:
+    worst = max(manifest.fidelity, key=lambda one: one.max_abs)
+    return (
+        f"{worst.max_abs:.1e} of the largest value, worst of {len(manifest.fidelity)} samples "
+        f"against PyTorch ({worst.sample}, {worst.backend})"
+    )
 
 
 def _plans(bundle: Bundle) -> list[str]:

@@ -24,9 +24,9 @@ def table(rows: list[tuple[str, str]]) -> str:
 
 
 @contextmanager
-def tile_bar(title: str, *, enabled: bool) -> Iterator[Step | None]:
+def tile_bar(title: str, *, enabled: bool, counts: str = "tiles") -> Iterator[Step | None]:
     """A bar with the time left on standard error; nothing where that is no terminal."""
-    with _bar(title, enabled=enabled, counts="tiles") as update:
+    with _bar(title, enabled=enabled, counts=counts) as update:
         yield update and (lambda done, total: update("", done, total))
 
 

@@ -9,8 +9,10 @@ import click
 from pixelrt.bundle import Bundle, open_bundle
 from pixelrt.cli.report import write_report
 from pixelrt.cli.terminal import note
-from pixelrt.errors import BackendError, CheckError, FidelityError, InputError
+from pixelrt.cli.verify_pipeline import verify_pipeline
+from pixelrt.errors import BackendError, CheckError, FidelityError, InputError, UsageError
 from pixelrt.manifest import GraphRole
+from pixelrt.pipeline_bundle import is_pipeline, open_pipeline
 from pixelrt.runtime.backends.base import Backend, Offer
 from pixelrt.runtime.backends.select import (
     BACKENDS,
@@ -37,8 +39,13 @@ def command(bundle: str, names: tuple[str, ...], precision: str, report: Path | 
 
     Exit code 1 when a check failed, 4 when a backend asked for by name is not there.
     """
-    opened = open_bundle(bundle_path(bundle))
     asked = tuple(find_backend(name) for name in names) or BACKENDS
+    path = bundle_path(bundle)
+    if is_pipeline(path):
+        if report is not None:
+            raise UsageError("a report is written for bundles of one network only")
+        return verify_pipeline(open_pipeline(path), asked, precision, named=bool(names))
+    opened = open_bundle(path)
     checks, absent = run_checks(opened, asked, precision)
     if absent and (names or not checks):
         raise BackendError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pixelrt.pipeline_bundle import PipelineBundle
-from pixelrt.runtime.backends.base import Array, Backend, Session
+from pixelrt.runtime.backends.base import Array, Backend, BackendInfo, Session
 from pixelrt.runtime.backends.select import BACKENDS, Choice, Opened, open_session
 from pixelrt.runtime.closing import Closing
 
@@ -14,7 +14,7 @@ class Networks(Closing):
     """Opens, runs and closes the networks of ``bundle``.
 
     ``low_memory``: one network is open at a time. ``verify``: each is held against its samples
-    before its first use on this machine.
+    before its first use on this machine. ``used``: what ran each of them.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class Networks(Closing):
         self.low_memory = low_memory
         self._verify = verify
         self._backends = backends
+        self.used: dict[str, BackendInfo] = {}
         self._open: dict[str, Opened] = {}
 
     def run(self, name: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -51,6 +52,7 @@ class Networks(Closing):
                 self._backends,
                 verify=self._verify,
             )
+            self.used[name] = self._open[name].session.info
         return self._open[name]
 
     def close(self) -> None:

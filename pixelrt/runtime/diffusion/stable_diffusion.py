@@ -14,6 +14,7 @@ from pixelrt.errors import InputError, UsageError
 from pixelrt.geometry import Size
 from pixelrt.pipeline_bundle import PipelineBundle
 from pixelrt.pipeline_settings import DiffusionSettings
+from pixelrt.runtime.closing import Closing
 from pixelrt.runtime.diffusion.call import Call, Generated, StepInfo, call_of
 from pixelrt.runtime.diffusion.conditions import Conditions
 from pixelrt.runtime.diffusion.networks import Networks
@@ -60,7 +61,7 @@ class _Job:
         return self.embeddings.count
 
 
-class StableDiffusion:
+class StableDiffusion(Closing):
     """A bundle of family ``stable-diffusion`` or ``stable-diffusion-xl``, ready to run.
 
     Options of all methods: see ``Call``. All raise ``UsageError`` and ``InputError`` for what
@@ -150,6 +151,10 @@ class StableDiffusion:
             return (1 - small) * before + small * now
 
         return self._finish(job, _Begin(latents, keep=keep))
+
+    def close(self) -> None:
+        """Let go of the networks; the next call opens them again."""
+        self.networks.close()
 
     def decode(self, latents: Values) -> NDArray[np.uint8]:
         """Latents float32 (N, c, h, w) of ``output_type="latent"`` to pictures."""

@@ -1,0 +1,168 @@
+"""What ``txt2img``, ``img2img`` and ``inpaint`` share: options, progress, files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import numpy as np
+
+from pixelrt.cli.options import PixelSize
+from pixelrt.cli.terminal import note, tile_bar
+from pixelrt.errors import InputError, OutputError
+from pixelrt.files import atomic_write
+from pixelrt.runtime.backends.select import PRECISIONS
+from pixelrt.runtime.diffusion.call import Generated, StepInfo
+from pixelrt.runtime.diffusion.load import load_pipeline
+from pixelrt.runtime.diffusion.schedulers import NAMES
+from pixelrt.runtime.diffusion.stable_diffusion import StableDiffusion
+from pixelrt.runtime.images.encode import output_format, write_picture
+from pixelrt.runtime.images.metadata import Metadata
+from pixelrt.runtime.images.read import Picture, read_picture
+
+LATENTS = ".npy"
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_OPTIONS: tuple[Any, ...] = (
+    click.argument("bundle"),
+    click.option("-p", "--prompt", required=True, help="(word:1.3) weighs, BREAK begins anew."),
+    click.option("-n", "--negative-prompt", help="What the picture is to keep away from."),
+    click.option(
+        "-o",
+        "--output",
+        required=True,
+        type=click.Path(path_type=Path),
+        help="Picture to write, or .npy for latents; of several, NAME-1, NAME-2 ...",
+    ),
+    click.option("--steps", default=30, show_default=True, help="Steps of the whole schedule."),
+    click.option("--guidance-scale", default=7.5, show_default=True, help="1 and less: none."),
+    click.option("--scheduler", type=click.Choice(sorted(NAMES)), help="Default: the bundle's."),
+    click.option("--seed", type=click.IntRange(0), help="Default: a random one, which is told."),
+    click.option("--count", type=click.IntRange(1), default=1, show_default=True),
+    click.option("--size", type=PixelSize(), help="e.g. 512 or 768x512."),
+    click.option(
+        "--control",
+        "controls",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        help="A picture for each ControlNet of the bundle, in their order.",
+    ),
+    click.option("--control-scale", "control_scales", multiple=True, type=float),
+    click.option("--denoising-start", type=float, help="Share that another pipeline did."),
+    click.option("--denoising-end", type=float, help="Share after which to stop."),
+    click.option("--backend", default="auto", show_default=True),
+    click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True),
+    click.option("--low-memory", is_flag=True, help="One network in memory at a time."),
+    click.option("--overwrite", is_flag=True, help="Replace outputs that exist."),
+    click.option("-q", "--quiet", is_flag=True, help="Errors only."),
+)
+
+
+def common_options(command: Command) -> Command:
+    """The options of all three verbs, in the order of the help."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def generate(
+    options: dict[str, Any], run: Callable[[StableDiffusion, dict[str, Any]], Generated]
+) -> None:
+    """``options`` as the command line gives them; ``run`` calls one mode of the pipeline."""
+    output, count = options["output"], options["count"]
+    targets = targets_of(output, count)
+    for target in targets:
+        if target.exists() and not options["overwrite"]:
+            raise OutputError(f"{target} exists", hint="pass --overwrite to replace it")
+    latent = output.suffix == LATENTS
+    if not latent:
+        output_format(output)  # before minutes of work, not after
+    with load_pipeline(
+        options["bundle"],
+        backend=options["backend"],
+        precision=options["precision"],
+        low_memory=options["low_memory"],
+    ) as pipeline:
+        with _steps(quiet=options["quiet"]) as step:
+            call = call_options(options, latent=latent)
+            made = run(pipeline, {**call, "callback": step})
+        if not options["quiet"]:
+            _tell(pipeline, made)
+    _write(made, targets, options)
+
+
+def call_options(options: dict[str, Any], *, latent: bool) -> dict[str, Any]:
+    """What ``Call`` takes. Raises ``ImageError`` for a control picture."""
+    size, scales = options["size"], options["control_scales"]
+    call = {
+        "prompt": options["prompt"],
+        "negative_prompt": options["negative_prompt"],
+        "num_inference_steps": options["steps"],
+        "guidance_scale": options["guidance_scale"],
+        "scheduler": options["scheduler"],
+        "seed": options["seed"],
+        "num_images_per_prompt": options["count"],
+        "denoising_start": options["denoising_start"],
+        "denoising_end": options["denoising_end"],
+        "control_images": [read_picture(path).pixels for path in options["controls"]],
+        "output_type": "latent" if latent else "image",
+    }
+    if size is not None:
+        call |= {"width": size[0], "height": size[1]}
+    if scales:
+        call["controlnet_conditioning_scale"] = scales[0] if len(scales) == 1 else list(scales)
+    return call
+
+
+def read_source(path: Path) -> Any:
+    """A picture (H, W, 3) uint8, or latents of a .npy file. Raises ``ImageError``, ``InputError``."""
+    if path.suffix != LATENTS:
+        pixels = read_picture(path).pixels
+        return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as exc:
+        raise InputError(f"{path} holds no latents", found=str(exc)) from exc
+    return found
+
+
+def targets_of(output: Path, count: int) -> list[Path]:
+    if count == 1 or output.suffix == LATENTS:
+        return [output]
+    return [output.with_stem(f"{output.stem}-{number}") for number in range(1, count + 1)]
+
+
+@contextmanager
+def _steps(*, quiet: bool) -> Iterator[Callable[[StepInfo], None] | None]:
+    with tile_bar("denoising", enabled=not quiet, counts="steps") as bar:
+        yield bar and (lambda info: bar(info.number + 1, info.steps))
+
+
+def _tell(pipeline: StableDiffusion, made: Generated) -> None:
+    for text in made.notes:
+        note(f"{'note':12}  {text}")
+    for name, info in pipeline.networks.used.items():
+        note(f"{name:12}  {info}")
+    note(f"{'seed':12}  {made.seed}")
+
+
+def _write(made: Generated, targets: list[Path], options: dict[str, Any]) -> None:
+    if made.images is None:
+        with atomic_write(targets[0], overwrite=options["overwrite"]) as file:
+            np.save(file, made.latents)
+        click.echo(f"{targets[0]}  latents {made.latents.shape}")
+        return
+    kept = ("prompt", "negative_prompt", "steps", "guidance_scale", "scheduler", "count")
+    said = {name: options[name] for name in kept} | {"seed": made.seed}
+    for number, (image, target) in enumerate(zip(made.images, targets, strict=True)):
+        text = json.dumps({**said, "number": number + 1, "bundle": str(options["bundle"])})
+        holds_text = target.suffix.lower() == ".png"
+        metadata = Metadata(text={"pixelrt": text}) if holds_text else Metadata()
+        write_picture(target, Picture(image, metadata=metadata), overwrite=options["overwrite"])
+        click.echo(f"{target}  {image.shape[1]}x{image.shape[0]}")
+
+

@@ -1,0 +1,65 @@
+"""Small pipelines, exported once for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+
+from pixelrt.export.diffusion.pipeline import export_diffusion
+from pixelrt.runtime.diffusion.load import load_pipeline
+from pixelrt.runtime.diffusion.stable_diffusion import StableDiffusion
+from tests.diffusion import models
+
+
+@dataclass(frozen=True)
+class Exported:
+    """diffusers' pipeline, its folder, and the bundle made of it."""
+
+    pipe: Any
+    folder: Path
+    bundle: Path
+
+    def load(self, **options: Any) -> StableDiffusion:
+        return load_pipeline(self.bundle, **{"backend": "onnxruntime-cpu", **options})
+
+
+def exported(root: Path, make: Callable[[Path], Any]) -> Exported:
+    pipe = make(root)
+    pipe.set_progress_bar_config(disable=True)
+    bundle = export_diffusion(root / "pipe", root / "small.pixelrt")
+    return Exported(pipe, root / "pipe", bundle)
+
+
+@pytest.fixture(scope="session")
+def sd(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return exported(tmp_path_factory.mktemp("sd"), models.stable_diffusion)
+
+
+@pytest.fixture(scope="session")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return exported(tmp_path_factory.mktemp("sdxl"), models.stable_diffusion_xl)
+
+
+@pytest.fixture(scope="session")
+def photo() -> Image.Image:
+    return Image.fromarray(data.astronaut()).resize((96, 64))
+
+
+@pytest.fixture(scope="session")
+def mask() -> Image.Image:
+    columns = np.indices((64, 96))[1]
+    return Image.fromarray((columns > 40).astype(np.uint8) * 255)
+
+
+def torch_noise(seed: int) -> Callable[[tuple[int, ...]], Any]:
+    """The noise that diffusers draws from a generator of this seed, in its order."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda shape: torch.randn(shape, generator=generator).numpy()

@@ -1,0 +1,230 @@
+"""Stable Diffusion and SDXL against diffusers: same weights, noise and settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from pixelrt.errors import InputError, UsageError
+from pixelrt.fidelity import compare
+from tests.diffusion.conftest import Exported, torch_noise
+
+SCHEDULERS = {
+    "ddim": diffusers.DDIMScheduler,
+    "euler": diffusers.EulerDiscreteScheduler,
+    "euler-a": diffusers.EulerAncestralDiscreteScheduler,
+    "dpm++": diffusers.DPMSolverMultistepScheduler,
+    "unipc": diffusers.UniPCMultistepScheduler,
+}
+MODES = ("text_to_image", "image_to_image", "inpaint")
+CLASSES = {
+    ("sd", "text_to_image"): diffusers.StableDiffusionPipeline,
+    ("sd", "image_to_image"): diffusers.StableDiffusionImg2ImgPipeline,
+    ("sd", "inpaint"): diffusers.StableDiffusionInpaintPipeline,
+    ("sdxl", "text_to_image"): diffusers.StableDiffusionXLPipeline,
+    ("sdxl", "image_to_image"): diffusers.StableDiffusionXLImg2ImgPipeline,
+    ("sdxl", "inpaint"): diffusers.StableDiffusionXLInpaintPipeline,
+}
+WORDS = {"negative_prompt": "blurry", "num_inference_steps": 6, "guidance_scale": 6.0}
+LATENTS = 1e-4
+
+
+def theirs(made: Exported, kind: str, mode: str, scheduler: str, seed: int, **more: Any) -> Any:
+    """diffusers' pictures as levels, and its latents after every step."""
+    solver = SCHEDULERS[scheduler].from_config(made.pipe.scheduler.config)
+    parts = {**made.pipe.components, "scheduler": solver}
+    if kind == "sd":
+        parts["requires_safety_checker"] = False
+    pipe = CLASSES[kind, mode](**parts)
+    pipe.set_progress_bar_config(disable=True)
+    steps: list[NDArray[np.float32]] = []
+
+    def keep(_pipe: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
+        steps.append(values["latents"].numpy().copy())
+        return values
+
+    out = pipe(
+        "a photo of the red cat",
+        generator=torch.Generator().manual_seed(seed),
+        output_type="np",
+        callback_on_step_end=keep,
+        **{**WORDS, **more},
+    )
+    return np.rint(out.images * 255), steps
+
+
+def ours(made: Exported, mode: str, scheduler: str, seed: int, **more: Any) -> Any:
+    steps: list[NDArray[np.float32]] = []
+    with made.load() as pipeline:
+        out = getattr(pipeline, mode)(
+            "a photo of the red cat",
+            noise=torch_noise(seed),
+            scheduler=scheduler,
+            callback=lambda info: steps.append(info.latents.copy()),
+            **{**WORDS, **more},
+        )
+    return out.images, steps
+
+
+def inputs(mode: str, photo: Any, mask: Any) -> dict[str, Any]:
+    if mode == "text_to_image":
+        return {"height": 64, "width": 96}
+    if mode == "image_to_image":
+        return {"image": photo, "strength": 0.6}
+    return {"image": photo, "mask_image": mask, "strength": 0.9, "height": 64, "width": 96}
+
+
+def assert_same(made: Exported, kind: str, mode: str, scheduler: str, seed: int, **more: Any) -> None:
+    wanted, wanted_steps = theirs(made, kind, mode, scheduler, seed, **more)
+    found, found_steps = ours(made, mode, scheduler, seed, **more)
+    assert len(found_steps) == len(wanted_steps)
+    for want, got in zip(wanted_steps, found_steps, strict=True):
+        assert np.abs(want - got).max() <= LATENTS * max(1.0, float(np.abs(want).max()))
+    assert wanted.std() > 10  # a picture, not a plain
+    assert compare(wanted, found, peak=255).psnr >= 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("mode", MODES)
+def test_stable_diffusion_is_that_of_diffusers(
+    sd: Exported, photo: Any, mask: Any, mode: str, scheduler: str
+) -> None:
+    for seed in (0, 1, 2):
+        assert_same(sd, "sd", mode, scheduler, seed, **inputs(mode, photo, mask))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_sdxl_is_that_of_diffusers(sdxl: Exported, photo: Any, mask: Any, mode: str) -> None:
+    for seed, scheduler in enumerate(("euler", "ddim", "dpm++")):
+        assert_same(sdxl, "sdxl", mode, scheduler, seed, **inputs(mode, photo, mask))
+
+
+@pytest.mark.slow
+def test_several_pictures_and_sizes_that_do_not_halve(sd: Exported) -> None:
+    more = {"height": 72, "width": 104, "num_images_per_prompt": 2}
+    assert_same(sd, "sd", "text_to_image", "euler", 5, **more)
+
+
+@pytest.mark.slow
+def test_without_guidance_half_as_much_is_run(sd: Exported) -> None:
+    batches: list[int] = []
+    with sd.load() as pipeline:
+        run = pipeline.networks.run
+
+        def count(name: str, feeds: Any) -> Any:
+            if name == "unet":
+                batches.append(len(feeds["latents"]))
+            return run(name, feeds)
+
+        pipeline.networks.run = count  # type: ignore[method-assign]
+        for scale in (7.5, 1.0):
+            pipeline.text_to_image("a cat", guidance_scale=scale, num_inference_steps=2, seed=1)
+    assert batches == [2, 2, 1, 1]
+    assert_same(sd, "sd", "text_to_image", "ddim", 3, guidance_scale=1.0, height=64, width=64)
+
+
+@pytest.mark.slow
+def test_latents_go_from_one_pipeline_to_the_next(sdxl: Exported) -> None:
+    """Stopping at 60 % and going on from there is one whole run."""
+    words = {"num_inference_steps": 10, "scheduler": "euler", "height": 64, "width": 64}
+    with sdxl.load() as pipeline:
+        whole = pipeline.text_to_image("a red house", seed=4, **words)
+        first = pipeline.text_to_image(
+            "a red house", seed=4, denoising_end=0.6, output_type="latent", **words
+        )
+        assert first.images is None
+        del words["height"], words["width"]
+        rest = pipeline.image_to_image(
+            "a red house", first.latents, denoising_start=0.6, strength=1.0, **words
+        )
+    assert whole.images is not None
+    assert rest.images is not None
+    assert compare(whole.images, rest.images, peak=255).psnr >= 60
+
+
+@pytest.mark.slow
+def test_a_seed_gives_the_picture_again_and_a_preview_shows_it(sd: Exported) -> None:
+    previews: list[NDArray[np.uint8]] = []
+    words = {"num_inference_steps": 3, "height": 64, "width": 64}
+    with sd.load() as pipeline:
+        first = pipeline.text_to_image("a dog", **words)
+        again = pipeline.text_to_image("a dog", seed=first.seed, **words)
+        other = pipeline.text_to_image(
+            "a dog", seed=1, callback=lambda info: previews.append(info.preview()), **words
+        )
+    assert first.images is not None
+    assert np.array_equal(first.images, again.images)
+    assert not np.array_equal(first.images, other.images)
+    assert np.array_equal(previews[-1], other.images)
+
+
+@pytest.mark.slow
+def test_weights_of_words_change_the_picture(sd: Exported) -> None:
+    words = {"num_inference_steps": 3, "height": 64, "width": 64, "seed": 2}
+    with sd.load() as pipeline:
+        plain, heavy, literal = (
+            pipeline.text_to_image(prompt, weighting=weighting, **words).latents
+            for prompt, weighting in (("a cat", True), ("a (cat:1.4)", True), ("a cat", False))
+        )
+    assert np.array_equal(plain, literal)
+    assert np.abs(plain - heavy).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_low_memory_keeps_one_network_open(sd: Exported) -> None:
+    with sd.load(low_memory=True) as pipeline:
+        most: list[int] = []
+        run = pipeline.networks.run
+
+        def watch(name: str, feeds: Any) -> Any:
+            found = run(name, feeds)
+            most.append(len(pipeline.networks._open))
+            return found
+
+        pipeline.networks.run = watch  # type: ignore[method-assign]
+        made = pipeline.text_to_image("a cat", num_inference_steps=2, seed=1, height=64, width=64)
+    with sd.load() as pipeline:
+        same = pipeline.text_to_image("a cat", num_inference_steps=2, seed=1, height=64, width=64)
+    assert max(most) == 1
+    assert np.array_equal(made.images, same.images)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mode", "options", "error", "words"),
+    [
+        ("text_to_image", {"width": 100, "height": 64}, InputError, "multiples of 8"),
+        ("text_to_image", {"num_inference_steps": 0}, UsageError, "steps"),
+        ("text_to_image", {"scheduler": "best"}, UsageError, "best"),
+        ("text_to_image", {"colour": "red"}, UsageError, "no option colour"),
+        ("text_to_image", {"seed": -1}, UsageError, "negative"),
+        ("text_to_image", {"control_images": ["x"]}, UsageError, "ControlNet"),
+        ("text_to_image", {"latents": np.zeros((1, 4, 9, 9), np.float32)}, InputError, "latents"),
+        ("text_to_image", {"prompt_embeds": np.zeros((1, 77, 32))}, UsageError, "exclude"),
+        ("text_to_image", {"negative_prompt": ["a", "b"]}, InputError, "negative_prompt"),
+        ("image_to_image", {"strength": 0.0}, UsageError, "strength"),
+        ("image_to_image", {"strength": 1.5}, UsageError, "strength"),
+        ("image_to_image", {"image": None}, UsageError, "image"),
+        ("inpaint", {"mask_image": None}, UsageError, "mask"),
+    ],
+)
+def test_what_cannot_be_done_has_its_message(
+    sd: Exported,
+    photo: Any,
+    mask: Any,
+    mode: str,
+    options: dict[str, Any],
+    error: type[Exception],
+    words: str,
+) -> None:
+    given = {**inputs(mode, photo, mask), **options}
+    with sd.load() as pipeline, pytest.raises(error) as caught:
+        getattr(pipeline, mode)("a cat", **given)
+    assert words in str(caught.value)
