@@ -354,7 +354,7 @@ def _assert_close(ours: Array, theirs: Array, what: str, tolerance: float = TOLE
 
 
 def _compare(case: Case, run: Run, theirs: Any, timesteps: Any, channels: int) -> None:
-    """Both from noised zeros-and-ones, each along its own latents."""
+    """Both from the same noised image, each along its own latents."""
     np.testing.assert_allclose(run.timesteps, timesteps.numpy(), rtol=1e-6, atol=1e-4)
     image = np.tanh(_noise(1))
     ours = run.add_noise(image, _noise(2))
@@ -384,9 +384,8 @@ def _compare(case: Case, run: Run, theirs: Any, timesteps: Any, channels: int) -
             if predicted is not None:
                 _assert_close(step.predicted, predicted.numpy(), f"prediction {i}", case.tolerance)
             ours = step.latents
-            if i in (0, len(timesteps) // 2) and i + 1 < len(
-                timesteps
-            ):  # as inpainting keeps what is outside the mask
+            # as inpainting keeps what is outside the mask
+            if i in (0, len(timesteps) // 2) and i + 1 < len(timesteps):
                 again = theirs.add_noise(
                     torch.from_numpy(image), torch.from_numpy(_noise(2)), timesteps[i + 1 : i + 2]
                 )
