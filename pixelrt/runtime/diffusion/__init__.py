@@ -1,0 +1,1 @@
+"""Diffusion pipelines: what turns networks of a bundle into a sampled image."""
