@@ -12,7 +12,7 @@ import re
 import struct
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,13 @@ import torch
 from pixelrt.errors import CheckpointError
 from pixelrt.export.inert_pickle import damage_as_checkpoint_error, open_archive, read_inert
 from pixelrt.export.pickle_machine import shown
-from pixelrt.export.state_dicts import outline, state_dicts
+from pixelrt.export.state_dicts import (
+    Settings,
+    module_settings,
+    outline,
+    single_tensors,
+    state_dicts,
+)
 from pixelrt.export.tensor_record import TensorRecord
 
 Groups = dict[str, dict[str, torch.Tensor]]
@@ -65,20 +71,25 @@ class Checkpoint:
     that lead to it joined with dots, such as ``"params_ema"`` or ``"generator"``): parameter
     name, without a common ``module.``, to a dense tensor on the CPU without gradient; tensors
     that share memory in the checkpoint may share it here. ``config``: the content of a
-    folder's ``config.json``, else ``None``.
+    folder's ``config.json``, else ``None``. ``singles``: tensors beside the state dicts, by
+    the keys that lead to them. ``settings``: of modules that were saved whole, by the group of
+    their weights, the attributes with plain values, such as ``"net.conv.stride": 2``.
     """
 
     path: str
     sha256: str
     groups: Groups
     config: dict[str, Any] | None
+    singles: dict[str, torch.Tensor] = field(default_factory=dict)
+    settings: dict[str, Settings] = field(default_factory=dict)
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
     """Reads the checkpoint ``source``: a file (``.safetensors``, or whatever ``torch.save``
-    wrote: ``.pth``, ``.pt``, ``.pth.tar``, ``.bin``, ``.ckpt``), a folder with ``config.json``
-    and weights, or, as text of the form ``org/name`` that is no existing path, a repository
-    of the Hugging Face hub, which is downloaded.
+    wrote: ``.pth``, ``.pt``, ``.pth.tar``, ``.bin``, ``.ckpt``; or a dict of modules in a plain
+    pickle: ``.pkl``), a folder with ``config.json`` and weights, or, as text of the form
+    ``org/name`` that is no existing path, a repository of the Hugging Face hub, which is
+    downloaded.
 
     Raises ``UnsafeCheckpointError`` for a pickle that asks for a call, and
     ``CheckpointError`` for everything else that is not a readable checkpoint.
@@ -100,7 +111,9 @@ def _open(source: str | Path) -> Checkpoint:
     if path.is_dir():
         return _open_folder(path, str(source))
     if path.is_file():
-        return Checkpoint(str(source), _file_digest(path).hex(), _finished(_read_file(path)), None)
+        content = _read_file(path)
+        digest, groups = _file_digest(path).hex(), _finished(content.groups)
+        return Checkpoint(str(source), digest, groups, None, content.singles, content.settings)
     if path.exists():
         raise CheckpointError("neither a regular file nor a folder", expected=_EXPECTED)
     if isinstance(source, str) and is_hub_id(source):
@@ -128,10 +141,19 @@ def _file_digest(path: Path) -> bytes:
 # -- files --------------------------------------------------------------------------------
 
 
-def _read_file(path: Path) -> Groups:
+@dataclass(frozen=True)
+class _Content:
+    """What one file holds; see ``Checkpoint``."""
+
+    groups: Groups
+    singles: dict[str, torch.Tensor] = field(default_factory=dict)
+    settings: dict[str, Settings] = field(default_factory=dict)
+
+
+def _read_file(path: Path) -> _Content:
     _check_head(path)
     if path.suffix == ".safetensors":
-        return {"": _read_safetensors(path)}
+        return _Content({"": _read_safetensors(path)})
     tree = _read_pickle(path)
     groups = {
         where: {name: _dense(value, name) for name, value in tensors}
@@ -143,7 +165,8 @@ def _read_file(path: Path) -> Groups:
             found=outline(tree),
             expected="a state dict or a module, at the top or under a key such as 'state_dict'",
         )
-    return groups
+    singles = {name: _dense(value, name) for name, value in single_tensors(tree) if _plain(value)}
+    return _Content(groups, singles, dict(module_settings(tree)))
 
 
 def _check_head(path: Path) -> None:
@@ -217,6 +240,12 @@ def _dense(value: torch.Tensor | TensorRecord, name: str) -> torch.Tensor:
     return tensor
 
 
+def _plain(value: torch.Tensor | TensorRecord) -> bool:
+    """Whether it is dense floating point: other tensors beside a state dict do not matter."""
+    dense = isinstance(value, TensorRecord) or value.layout == torch.strided
+    return dense and value.dtype.is_floating_point
+
+
 def _finished(groups: Mapping[str, dict[str, torch.Tensor]]) -> Groups:
     return {where: _without_wrapper(tensors) for where, tensors in groups.items()}
 
@@ -235,7 +264,7 @@ def _open_folder(folder: Path, name: str) -> Checkpoint:
     files, names = _weight_files(folder)
     groups: Groups = {}
     for file in files:
-        for where, tensors in _read_file(file).items():
+        for where, tensors in _read_file(file).groups.items():
             _merge(groups.setdefault(where, {}), tensors, file.name)
     missing = sorted(names - groups.get("", {}).keys())
     if missing:

@@ -1,19 +1,23 @@
 """Reads PyTorch's pickled checkpoints, whole modules too, without importing or calling
 anything that they name.
 
-Two forms, facts from ``torch/serialization.py``:
+Three forms, facts of the first two from ``torch/serialization.py``:
 
 - zip (torch >= 1.6): ``<root>/data.pkl``, ``<root>/data/<key>``, ``<root>/byteorder``;
 - stream (before, ``_legacy_load``): the pickles of a magic number, a protocol version,
   system facts, the object and a list of storage keys, then for each key an int64 count and
-  the raw little-endian values.
+  the raw little-endian values;
+- plain: ``pickle.dump`` alone, as in the network pickles of NVlabs/stylegan2-ada-pytorch. Each
+  storage is a call with the bytes of a stream, each module a call with its source code, which
+  is not looked at, and its state.
 
-Tensors stay on disk until ``TensorRecord.tensor`` is called, so the states of optimizers
-are never read.
+But for the plain form, tensors stay on disk until ``TensorRecord.tensor`` is called, so the
+states of optimizers are never read.
 """
 
 from __future__ import annotations
 
+import pickletools
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -108,6 +112,14 @@ def _reconstruct(cls: object, _base: object, _state: object) -> Record:
     return Record(cls)
 
 
+def _persistent_object(meta: object) -> Record:
+    """What ``torch_utils/persistence.py`` of NVIDIA's projects pickles a module as."""
+    match meta:
+        case {"type": "class", "class_name": str(name), "state": dict(state)}:
+            return Record(Name("torch_utils.persistence", name), state=dict(state))
+    raise malformed("a persistent object of unknown form", "its class name and state")
+
+
 def _inert(module: str, name: str) -> tuple[Name, Call]:
     """A class whose instances are often found in checkpoints: kept as their arguments."""
     cls = Name(module, name)
@@ -126,6 +138,7 @@ _CALLS: Mapping[Name, Call] = {
     Name("builtins", "frozenset"): _frozen_set,
     Name("_codecs", "encode"): _encode,
     Name("copyreg", "_reconstructor"): _reconstruct,
+    Name("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent_object,
     **dict(
         [
             _inert("torch", "device"),
@@ -162,7 +175,7 @@ _STORAGE_DTYPES: Mapping[str, torch.dtype] = {
 _STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
 
 
-# -- the two forms ------------------------------------------------------------------------
+# -- the three forms ------------------------------------------------------------------------
 
 
 def read_inert(path: Path) -> object:
@@ -174,14 +187,19 @@ def read_inert(path: Path) -> object:
     """
     with damage_as_checkpoint_error():
         archive = open_archive(path)
-        return _read_stream(path) if archive is None else _read_archive(archive)
+        if archive is not None:
+            return _read_archive(archive)
+        with path.open("rb") as file:
+            if _starts_with_a_number(file):
+                return _read_stream(path, file, _CALLS)
+            return _read_plain(file)
 
 
 class _Storages:
     """The storages that a pickle names, by key."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, source: Path | bytes) -> None:
+        self.source = source
         self.by_key: dict[str, Storage] = {}
 
     def resolve(self, pid: object) -> object:
@@ -198,7 +216,7 @@ class _Storages:
         if kind.module not in _STORAGE_MODULES or kind.name not in _STORAGE_DTYPES:
             raise unsupported(f"a storage of type {kind}")
         dtype = _STORAGE_DTYPES[kind.name]
-        storage = self.by_key.setdefault(key, Storage(self.path, dtype, numel))
+        storage = self.by_key.setdefault(key, Storage(self.source, dtype, numel))
         if (storage.dtype, storage.numel) != (dtype, numel) or numel < 0:
             raise malformed(f"storage {key:.40} described in two ways")
         return storage
@@ -310,17 +328,52 @@ def _read_archive(archive: Archive) -> object:
     return root
 
 
-def _read_stream(path: Path) -> object:
-    with path.open("rb") as file:
-        _check_stream_header(file)
-        storages = _Storages(path)
-        root = PickleMachine(_CALLS, storages.resolve).run(file)
-        keys = _run_plain(file)
-        if not _same_keys(keys, storages):
-            raise malformed("a list of storages that is not that of the tensors")
-        for key in keys:
-            _place_in_stream(storages.by_key[key], file)
+def _starts_with_a_number(file: IO[bytes]) -> bool:
+    """Whether the first pickle is a number, as in the stream form; the position stays."""
+    for opcode, _, _ in pickletools.genops(file):
+        if opcode.name not in ("PROTO", "FRAME"):
+            break
+    file.seek(0)
+    return opcode.name.startswith(("INT", "BININT", "LONG"))
+
+
+def _read_stream(source: Path | bytes, file: IO[bytes], calls: Mapping[Name, Call]) -> object:
+    _check_stream_header(file)
+    storages = _Storages(source)
+    root = PickleMachine(calls, storages.resolve).run(file)
+    keys = _run_plain(file)
+    if not _same_keys(keys, storages):
+        raise malformed("a list of storages that is not that of the tensors")
+    for key in keys:
+        _place_in_stream(storages.by_key[key], file)
     return root
+
+
+def _read_plain(file: IO[bytes]) -> object:
+    head = file.read(4096)
+    file.seek(0)
+    if b"dnnlib.tflib.network" in head:
+        raise CheckpointError(
+            "the file is a network pickle of TensorFlow",
+            found="a dnnlib.tflib.network.Network",
+            expected="a network pickle of PyTorch",
+            hint="convert it with legacy.py of NVlabs/stylegan2-ada-pytorch",
+        )
+    calls = {**_CALLS, Name("torch.storage", "_load_from_bytes"): _load_from_bytes}
+    return PickleMachine(calls, _no_persistent_id).run(file)
+
+
+def _no_persistent_id(_pid: object) -> object:
+    raise malformed("a persistent id in a plain pickle", "tensors with their values")
+
+
+def _load_from_bytes(content: object) -> StoragePart:
+    if not isinstance(content, bytes):
+        raise malformed(f"a storage made from a {type(content).__name__}", "bytes")
+    part = _read_stream(content, BytesIO(content), {})
+    if not isinstance(part, StoragePart):
+        raise malformed(f"a {type(part).__name__} as the storage of a tensor")
+    return part
 
 
 def _same_keys(keys: object, storages: _Storages) -> TypeGuard[list[str]]:

@@ -16,6 +16,7 @@ _DEEPEST_MODULE = 100
 _DEEPEST_GROUP = 16
 
 Tensors = list[tuple[str, torch.Tensor | TensorRecord]]
+Settings = dict[str, bool | int | float | str | None]
 
 
 def state_dicts(tree: object) -> Iterator[tuple[str, Tensors]]:
@@ -24,6 +25,29 @@ def state_dicts(tree: object) -> Iterator[tuple[str, Tensors]]:
     A mapping that stands in two places is found in the first only. Optimizers and lists are
     not entered, nor anything more than 16 levels deep.
     """
+    for where, value in _walk(tree):
+        if tensors := _tensors_of(value):
+            yield where, tensors
+
+
+def single_tensors(tree: object) -> Iterator[tuple[str, torch.Tensor | TensorRecord]]:
+    """The tensors of the tree that belong to no state dict, such as ``latent_avg`` beside one."""
+    for where, value in _walk(tree):
+        if not is_module(value) and not _tensors_of(value):
+            for key, item in (mapping_of(value) or {}).items():
+                if isinstance(key, str) and isinstance(item, (torch.Tensor, TensorRecord)):
+                    yield f"{where}.{key}".lstrip("."), item
+
+
+def module_settings(tree: object) -> Iterator[tuple[str, Settings]]:
+    """For every whole module of the tree, by the path that leads to it, the public attributes
+    of it and of its parts that are plain values, by dotted name."""
+    for where, value in _walk(tree):
+        if is_module(value):
+            yield where, dict(_settings_of(value))
+
+
+def _walk(tree: object) -> Iterator[tuple[str, object]]:
     seen: set[int] = set()
     waiting: list[tuple[tuple[str, ...], object]] = [((), tree)]
     while waiting:
@@ -31,8 +55,7 @@ def state_dicts(tree: object) -> Iterator[tuple[str, Tensors]]:
         if id(value) in seen or len(keys) > _DEEPEST_GROUP:
             continue
         seen.add(id(value))
-        if tensors := _tensors_of(value):
-            yield ".".join(keys), tensors
+        yield ".".join(keys), value
         waiting += [((*keys, key), child) for key, child in _children(value)[::-1]]
 
 
@@ -94,19 +117,35 @@ def module_tensors(module: object) -> dict[str, TensorRecord]:
     Raises ``CheckpointError`` where modules are nested without end.
     """
     found: dict[str, TensorRecord] = {}
+    for prefix, record in _modules(module):
+        found.update(_own_tensors(prefix, record))
+        if len(found) > _MOST_TENSORS:
+            raise malformed("modules nested without end")
+    return found
+
+
+def _modules(module: object) -> Iterator[tuple[str, Record]]:
+    """A module and its parts, depth first, each with what stands before its names."""
     waiting: list[tuple[str, object, int]] = [("", module, 0)]
     visited = 0
     while waiting:
         prefix, record, depth = waiting.pop()
         if not isinstance(record, Record) or not is_module(record):
             continue
-        found.update(_own_tensors(prefix, record))
+        yield prefix, record
         children = _part_items(record, "_modules")
         waiting += [(f"{prefix}{key}.", child, depth + 1) for key, child in children[::-1]]
         visited += 1
-        if visited > _MOST_MODULES or len(found) > _MOST_TENSORS or depth > _DEEPEST_MODULE:
+        if visited > _MOST_MODULES or depth > _DEEPEST_MODULE:
             raise malformed("modules nested without end")
-    return found
+
+
+def _settings_of(module: object) -> Iterator[tuple[str, bool | int | float | str | None]]:
+    for prefix, record in _modules(module):
+        for name, value in record.state.items():
+            plain = value is None or type(value) in (bool, int, float, str)
+            if isinstance(name, str) and not name.startswith("_") and plain:
+                yield f"{prefix}{name}", value  # type: ignore[misc]
 
 
 def _own_tensors(prefix: str, module: Record) -> Iterator[tuple[str, TensorRecord]]:

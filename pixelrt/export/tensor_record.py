@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -22,13 +23,13 @@ _MOST_DIMENSIONS = 64
 
 @dataclass(eq=False)
 class Storage:
-    """A run of ``numel`` values in a file, read once when first asked for.
+    """A run of ``numel`` values in a file or in bytes, read once when first asked for.
 
     ``offset`` is where it starts in bytes; ``-1`` until the place is known. ``dtype`` is
     ``torch.uint8`` for an untyped storage.
     """
 
-    path: Path
+    source: Path | bytes
     dtype: torch.dtype
     numel: int
     offset: int = -1
@@ -41,7 +42,7 @@ class Storage:
     def bytes(self) -> torch.Tensor:
         """The content, ``(nbytes,)`` uint8 on the CPU."""
         if self._bytes is None:
-            self._bytes = _read_bytes(self.path, self.offset, self.nbytes)
+            self._bytes = _read_bytes(self.source, self.offset, self.nbytes)
         return self._bytes
 
 
@@ -76,9 +77,9 @@ class TensorRecord:
         return whole.view(self.dtype).as_strided(self.size, self.stride, self.offset)
 
 
-def _read_bytes(path: Path, offset: int, nbytes: int) -> torch.Tensor:
+def _read_bytes(source: Path | bytes, offset: int, nbytes: int) -> torch.Tensor:
     content = bytearray(nbytes)
-    with path.open("rb") as file:
+    with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         file.seek(offset)
         if file.readinto(content) != nbytes:
             raise malformed(f"fewer than {nbytes} bytes of a tensor")

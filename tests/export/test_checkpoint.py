@@ -35,7 +35,7 @@ from pixelrt.export import checkpoint, inert_pickle
 from pixelrt.export.checkpoint import is_hub_id, open_checkpoint
 from pixelrt.export.inert_pickle import MAGIC_NUMBER, read_inert
 from pixelrt.export.pickle_machine import Name, PickleMachine, Record
-from pixelrt.export.state_dicts import module_tensors, state_dicts
+from pixelrt.export.state_dicts import module_settings, module_tensors, state_dicts
 from pixelrt.export.tensor_record import TensorRecord
 
 FORMS = pytest.mark.parametrize("zip_form", [True, False], ids=["zip", "stream"])
@@ -491,6 +491,11 @@ def archive(root: object, data: dict[str, bytes] | None = None, **extra: bytes) 
     return buffer.getvalue()
 
 
+def plain(root: object) -> bytes:
+    """What ``pickle.dump`` writes, without a number before it."""
+    return b"\x80\x02" + ops(root) + b"."
+
+
 PACKERS = pytest.mark.parametrize("pack", [archive, stream], ids=["zip", "stream"])
 TOUCH = f"open({CANARY!r}, 'w').close()"
 SHELL = f"touch {CANARY}"
@@ -573,7 +578,7 @@ ATTACKS: dict[str, tuple[str, Callable[[], object]]] = {
 }
 
 
-@PACKERS
+@pytest.mark.parametrize("pack", [archive, stream, plain], ids=["zip", "stream", "plain"])
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_calls_are_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: Any, attack: str
@@ -745,7 +750,93 @@ def test_missing_file_and_device(tmp_path: Path) -> None:
 
 def test_plain_pickle(tmp_path: Path) -> None:
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": 1}))
+    assert "holds no weights" in error_of(tmp_path / "a.pkl").message
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(1))
     assert "not a PyTorch checkpoint" in error_of(tmp_path / "a.pkl").message
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_modules_in_a_plain_pickle(
+    tmp_path: Path, foreign: Any, monkeypatch: pytest.MonkeyPatch, protocol: int
+) -> None:
+    net = foreign.Network().eval()
+    del net.dtype
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"G": net, "note": "x", "step": 3}, protocol))
+    expected = {name: t.clone() for name, t in net.state_dict().items()}
+    forget(monkeypatch)
+    found = open_checkpoint(tmp_path / "a.pkl")
+    assert_same(found.groups["G"], expected)
+
+
+def test_storages_of_a_plain_pickle(tmp_path: Path) -> None:
+    def weight(content: object) -> Raw:
+        return rebuild(call("torch.storage", "_load_from_bytes", content), 0, (2,), (1,))
+
+    path = tmp_path / "a.pkl"
+    values = struct.pack("<qff", 2, 1.5, -2.0)
+    part = pid_ops("storage", Global("torch", "FloatStorage"), "0", "cpu", 2, None)
+    good = stream(part, ["0"], values)
+
+    def packed(content: object) -> bytes:
+        if isinstance(content, bytes):  # as protocol 3 and later write them
+            content = Raw(b"B" + struct.pack("<I", len(content)) + content)
+        return plain({"w": weight(content)})
+
+    path.write_bytes(packed(good))
+    assert open_checkpoint(path).groups[""]["w"].tolist() == [1.5, -2.0]
+    for content in (
+        b"",
+        "text",
+        good[:-1],
+        stream({"a": part}, ["0"], values),
+        stream(call("torch.storage", "_load_from_bytes", "x"), [], b""),
+        stream(call("posix", "system", "x"), [], b""),
+        archive(part, {"0": values}),
+    ):
+        path.write_bytes(packed(content))
+        error_of(path)
+
+
+def test_persistent_objects_are_records(tmp_path: Path) -> None:
+    def made(meta: object) -> Raw:
+        return call("torch_utils.persistence", "_reconstruct_persistent_obj", meta)
+
+    state = {"_parameters": {}, "_buffers": {}, "_modules": {}, "_secret": 1, "gain": 0.5}
+    meta = {"type": "class", "module_src": TOUCH, "class_name": "Net", "state": state}
+    path = tmp_path / "a.pkl"
+    path.write_bytes(plain({"G": made(meta)}))
+    found = read_inert(path)["G"]  # type: ignore[index]
+    assert isinstance(found, Record)
+    assert str(found.cls) == "torch_utils.persistence.Net"
+    assert dict(module_settings({"G": found})) == {"G": {"gain": 0.5}}
+    for wrong in ({**meta, "type": "function"}, {**meta, "state": 3}, 5, {}):
+        path.write_bytes(plain({"G": made(wrong)}))
+        assert "persistent object" in error_of(path).found
+
+
+def test_tensors_beside_state_dicts(tmp_path: Path) -> None:
+    average = torch.arange(4.0)
+    tree = {
+        "g_ema": nn.Linear(2, 2).state_dict(),
+        "latent_avg": average,
+        "mask": torch.ones(2, dtype=torch.bool),
+        "deep": {"a": torch.ones(3), "b": 1, "c": 2},
+        "step": 3,
+    }
+    found = open_checkpoint(save(tree, tmp_path / "a.pt"))
+    assert set(found.groups) == {"g_ema"}
+    assert_same(found.singles, {"latent_avg": average, "deep.a": torch.ones(3)})
+
+
+def test_settings_of_whole_modules(
+    tmp_path: Path, foreign: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save({"model": foreign.Network()}, tmp_path / "a.pth")
+    forget(monkeypatch)
+    settings = open_checkpoint(tmp_path / "a.pth").settings["model"]
+    assert settings["blocks.0.conv.in_channels"] == 3
+    assert settings["training"] is True
+    assert not any(part.startswith("_") for name in settings for part in name.split("."))
 
 
 def test_torchscript(tmp_path: Path) -> None:
@@ -913,6 +1004,24 @@ def test_altered_anywhere(tmp_path: Path, zip_form: bool) -> None:
     path = tmp_path / "altered.pt"
     chance = random.Random(7)
     for _ in range(600):
+        altered = bytearray(content)
+        for _ in range(chance.randint(1, 3)):
+            altered[chance.randrange(len(content))] = chance.randrange(256)
+        path.write_bytes(altered)
+        try:
+            open_checkpoint(path)
+        except CheckpointError as error:
+            assert str(error)  # noqa: PT017 - either outcome is right
+
+
+def test_plain_pickle_damaged_anywhere(tmp_path: Path) -> None:
+    content = pickle.dumps({"model": nn.Linear(2, 2), "epoch": 3})
+    path = tmp_path / "a.pkl"
+    for length in range(0, len(content), 11):
+        path.write_bytes(content[:length])
+        error_of(path)
+    chance = random.Random(11)
+    for _ in range(400):
         altered = bytearray(content)
         for _ in range(chance.randint(1, 3)):
             altered[chance.randrange(len(content))] = chance.randrange(256)

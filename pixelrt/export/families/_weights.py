@@ -101,14 +101,16 @@ def load_strictly(build: Callable[[], Net], tensors: Tensors) -> Net:
     expected = net.state_dict()
     given = {name: t for name, t in tensors.items() if name.rpartition(".")[2] != COUNTER}
     counters = [name for name in expected if name.rpartition(".")[2] == COUNTER]
-    _check_parameters({n: t for n, t in expected.items() if n not in counters}, given)
+    check_parameters({n: t for n, t in expected.items() if n not in counters}, given)
     weights = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in given.items()}
     weights |= {name: torch.zeros((), dtype=torch.long) for name in counters}
     net.load_state_dict(weights, assign=True)
     return net.eval().requires_grad_(False)
 
 
-def _check_parameters(expected: Tensors, given: Tensors) -> None:
+def check_parameters(expected: Tensors, given: Tensors) -> None:
+    """Raises CheckpointError unless both have the same names with the same shapes, and
+    ``given`` is of floating point."""
     found = differences(expected, given)
     if found:
         raise CheckpointError(
