@@ -50,3 +50,19 @@ class DiffusionSettings(msgspec.Struct, frozen=True, kw_only=True):
     guidance_width: int = 0
     empty_is_zero: bool = False
     safety_checker: bool = False
+
+
+class StyleGan2Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """StyleGAN2: ``mapping`` takes ``z`` (N, z_dim) and, where there are labels, ``label`` (N,
+    label_dim), one-hot; ``synthesis`` takes ``ws`` (N, num_ws, w_dim). The centre of truncation is
+    the asset ``w_avg.npy``, float32 (w_dim,); ``sampled``: it was estimated at export.
+    ``config``: the architecture, for people.
+    """
+
+    z_dim: int
+    w_dim: int
+    num_ws: int
+    label_dim: int
+    resolution: int
+    sampled: bool
+    config: dict[str, Any]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pixelrt.errors import BackendError, CheckpointError, UsageError
 NEEDED = ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "transformers", "safetensors")
 DIFFUSION = "diffusion"
 """``--family`` for a hub id that is a diffusers pipeline."""
+STYLEGAN = "stylegan2"
 TITLES = {
     "load": "reading the weights",
     "reference": "running the samples through PyTorch in fp32",
@@ -33,7 +35,7 @@ TITLES = {
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="NAME.pixelrt to write."
 )
-@click.option("--family", help="swin2sr, pix2pix, cyclegan, srgan or diffusion; found from the source.")
+@click.option("--family", help="swin2sr, pix2pix, cyclegan, srgan, stylegan2 or diffusion.")
 @click.option(
     "--config",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -82,6 +84,9 @@ def command(
         return
     if controlnets:
         raise UsageError("--controlnet goes with a diffusers pipeline only")
+    if family == STYLEGAN:
+        _export_stylegan(source, output, settings, seed, overwrite=overwrite, quiet=quiet)
+        return
     with _Stages(quiet) as stages:
         export_bundle(
             source,
@@ -105,13 +110,41 @@ def _export_diffusion(
     from pixelrt.export.diffusion.pipeline import export_diffusion
     from pixelrt.pipeline_bundle import open_pipeline
 
+    report = _part_report(quiet=quiet)
+    export_diffusion(source, output, controlnets=controlnets, overwrite=overwrite, report=report)
+    if not quiet:
+        click.echo(describe_pipeline(open_pipeline(output)))
+
+
+def _export_stylegan(
+    source: str | None,
+    output: Path,
+    config: dict[str, Any] | None,
+    seed: int | None,
+    *,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    from pixelrt.export.stylegan import export_stylegan
+    from pixelrt.pipeline_bundle import open_pipeline
+
+    if (source is None) == (seed is None):
+        raise UsageError("give a checkpoint, or --random-init SEED", hint="one of them")
+
+    report = _part_report(quiet=quiet)
+    export_stylegan(
+        source, output, config=config, random_seed=seed, overwrite=overwrite, report=report
+    )
+    if not quiet:
+        click.echo(describe_pipeline(open_pipeline(output)))
+
+
+def _part_report(*, quiet: bool) -> Callable[[str], None]:
     def report(part: str) -> None:
         if not quiet:
             note("writing the bundle" if part == "write" else f"exporting and checking {part}")
 
-    export_diffusion(source, output, controlnets=controlnets, overwrite=overwrite, report=report)
-    if not quiet:
-        click.echo(describe_pipeline(open_pipeline(output)))
+    return report
 
 
 def _require_extra(more: tuple[str, ...] = ()) -> None:

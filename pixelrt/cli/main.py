@@ -20,6 +20,7 @@ VERBS = {
     "txt2img": "Make pictures from a prompt.",
     "img2img": "Change a picture as a prompt says.",
     "inpaint": "Make a part of a picture anew.",
+    "stylegan": "Make pictures from seeds or latents.",
     "bench": "Measure what a bundle costs on this machine.",
     "verify": "Hold backends against a bundle's reference outputs.",
     "inspect": "Describe a bundle.",

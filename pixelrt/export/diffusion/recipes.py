@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pixelrt.errors import CheckpointError
+from pixelrt.export.assemble import Plan
 from pixelrt.export.diffusion.parts import text_part, unet_part, vae_parts
-from pixelrt.export.diffusion.source import DiffusersFolder, load_component
+from pixelrt.export.diffusion.source import (
+    DiffusersFolder,
+    digest_of,
+    load_component,
+    weights_of,
+)
 from pixelrt.export.diffusion.tokenizer import export_tokenizer
 from pixelrt.export.part import Part
+from pixelrt.manifest import Source
 from pixelrt.pipeline_settings import DiffusionSettings, TextSettings, TimeIds
 
 SD, SDXL = "stable-diffusion", "stable-diffusion-xl"
@@ -41,18 +47,6 @@ FAMILIES = {
     ),
 }
 """Pipelines of diffusers, and what runs them here."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What becomes of a pipeline: assets by name, settings, and its parts, one in memory at a
-    time."""
-
-    family: str
-    variant: str
-    settings: DiffusionSettings
-    assets: dict[str, bytes]
-    parts: Callable[[], Iterator[Part]]
 
 
 def plan_of(folder: DiffusersFolder, controlnets: Sequence[Path] = ()) -> Plan:
@@ -106,7 +100,9 @@ def plan_of(folder: DiffusersFolder, controlnets: Sequence[Path] = ()) -> Plan:
         yield unet_part(folder.load("unet"), controls, scale, _COUNTS[time_ids])
         yield from vae_parts(folder.load("vae"), scale)
 
-    return Plan(family, folder.pipeline, settings, assets, parts)
+    weights = digest_of([*folder.weights(), *(f for net in controlnets for f in weights_of(net))])
+    source = Source("checkpoint", Path(folder.name).name, weights)
+    return Plan(family, folder.pipeline, source, settings, assets, parts)
 
 
 _COUNTS: dict[TimeIds, int] = {"": 0, "base": 6, "refiner": 5}

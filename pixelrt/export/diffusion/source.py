@@ -68,13 +68,18 @@ class DiffusersFolder:
             )
         return load_component(CLASSES[name], name, self.path / part)
 
-    def sha256(self) -> str:
-        """Digest of the digests of all weight files, in the order of their paths."""
-        files = sorted(file for pattern in WEIGHTS for file in self.path.glob(f"*/{pattern}"))
-        return digest_of(files)
+    def weights(self) -> list[Path]:
+        """The weight files of all components, in the order of their paths."""
+        return sorted(f for part in self.path.iterdir() if part.is_dir() for f in weights_of(part))
+
+
+def weights_of(folder: Path) -> list[Path]:
+    """The weight files of one component."""
+    return sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
 
 
 def digest_of(files: list[Path]) -> str:
+    """SHA-256 of the digests of the files, one after another."""
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:

@@ -17,7 +17,7 @@ from pixelrt.pipeline_settings import DiffusionSettings
 from pixelrt.runtime.closing import Closing
 from pixelrt.runtime.diffusion.call import Call, Generated, StepInfo, call_of
 from pixelrt.runtime.diffusion.conditions import Conditions
-from pixelrt.runtime.diffusion.networks import Networks
+from pixelrt.runtime.networks import Networks
 from pixelrt.runtime.diffusion.pictures import (
     is_latents,
     masks,

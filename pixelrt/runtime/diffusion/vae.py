@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelrt.runtime.diffusion.networks import Networks
+from pixelrt.runtime.networks import Networks
 from pixelrt.runtime.diffusion.schedulers.base import Noise
 
 Values = NDArray[np.float32]

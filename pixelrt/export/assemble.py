@@ -1,0 +1,102 @@
+"""Networks of a pipeline, exported one after the other, to a bundle."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from pixelrt.bundle_files import MANIFEST, describe_files
+from pixelrt.export.part import Part, export_part
+from pixelrt.export.pipeline import SUFFIX, made_by
+from pixelrt.export.workspace import Workspace
+from pixelrt.manifest import (
+    PIPELINE_FORMAT,
+    Measured,
+    Network,
+    PipelineManifest,
+    Source,
+    encode_manifest,
+)
+from pixelrt.pipeline_bundle import FOLDERS, new_pipeline
+
+Report = Callable[[str], None]
+"""Called with the name of each network as its export begins."""
+EXPORTED = "exported.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a bundle is made of. ``parts`` loads one network after the other, so that only one is
+    in memory; ``assets`` by name."""
+
+    family: str
+    variant: str
+    source: Source
+    settings: msgspec.Struct
+    assets: dict[str, bytes]
+    parts: Callable[[], Iterator[Part]]
+
+
+class Exported(msgspec.Struct, frozen=True):
+    """What a finished network adds to the manifest."""
+
+    network: Network
+    measured: list[Measured]
+
+
+def assemble(plan: Plan, output: Path, *, overwrite: bool, report: Report) -> Path:
+    """Write a verified bundle to ``output``; gives ``output``.
+
+    An interrupted export goes on with the first network that was not finished. Raises
+    ``CheckpointError``, ``ExportError``, ``OutputError`` or ``UsageError``.
+    """
+    key = [plan.family, plan.variant, plan.source, plan.settings, made_by()]
+    with Workspace(key) as work:
+        done = [_stage(work, part, report) for part in plan.parts()]
+        report("write")
+        with new_pipeline(output, overwrite=overwrite) as folder:
+            for stage, _ in done:
+                for name in FOLDERS[:2]:
+                    shutil.copytree(stage / name, folder / name, dirs_exist_ok=True)
+            for name, data in plan.assets.items():
+                (folder / "assets" / name).write_bytes(data)
+            manifest = _manifest(plan, output, [one for _, one in done], folder)
+            (folder / MANIFEST).write_bytes(encode_manifest(manifest))
+        work.clear()
+    return output
+
+
+def _stage(work: Workspace, part: Part, report: Report) -> tuple[Path, Exported]:
+    report(part.name)
+
+    def make(folder: Path) -> None:
+        for name in FOLDERS[:2]:
+            (folder / name).mkdir()
+        network, measured = export_part(part, folder / FOLDERS[0], folder / FOLDERS[1])
+        (folder / EXPORTED).write_bytes(msgspec.json.encode(Exported(network, measured)))
+
+    path = work.stage(part.name, make)
+    gc.collect()  # the exporter leaves cycles that hold the weights
+    return path, msgspec.json.decode((path / EXPORTED).read_bytes(), type=Exported)
+
+
+def _manifest(
+    plan: Plan, output: Path, exported: list[Exported], folder: Path
+) -> PipelineManifest:
+    return PipelineManifest(
+        format=PIPELINE_FORMAT,
+        name=output.name.removesuffix(SUFFIX),
+        family=plan.family,
+        variant=plan.variant,
+        settings=msgspec.to_builtins(plan.settings),
+        source=plan.source,
+        networks=[one.network for one in exported],
+        fidelity=[measured for one in exported for measured in one.measured],
+        made_by=made_by(),
+        files=describe_files(folder, FOLDERS),
+    )
