@@ -21,15 +21,28 @@ if TYPE_CHECKING:
     from pixelrt.errors import PixelrtError
     from pixelrt.runtime.load import load
     from pixelrt.runtime.pipelines.image import ImageModel
+    from pixelrt.runtime.video.options import VideoOptions
+    from pixelrt.runtime.video.run import run_video
 
-__all__ = ["Bundle", "ImageModel", "PixelrtError", "__version__", "load", "open_bundle"]
+__all__ = [
+    "Bundle",
+    "ImageModel",
+    "PixelrtError",
+    "VideoOptions",
+    "__version__",
+    "load",
+    "open_bundle",
+    "run_video",
+]
 
 _HOMES = {
     "Bundle": "pixelrt.bundle",
     "ImageModel": "pixelrt.runtime.pipelines.image",
     "PixelrtError": "pixelrt.errors",
+    "VideoOptions": "pixelrt.runtime.video.options",
     "load": "pixelrt.runtime.load",
     "open_bundle": "pixelrt.bundle",
+    "run_video": "pixelrt.runtime.video.run",
 }
 
 
