@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import av
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
-from av.stream import Disposition, Stream
+from av.stream import Discard, Disposition, Stream
 
 from pixelrt.errors import OutputError
 
@@ -26,6 +26,8 @@ def copyable(
     kept, notes = [], []
     for stream in source.streams:
         if stream.index == video.index or (stream.type == "audio" and not audio):
+            continue
+        if stream.discard == Discard.all:  # the titles of chapters in MP4: not read as packets
             continue
         reason = _refusal(stream, container)
         if not reason:
@@ -85,7 +87,5 @@ def _refusal(stream: Stream, container: str) -> str:
 
 
 def _name(stream: Stream) -> str:
-    context = stream.codec_context
-    if context is not None:
-        return context.name
-    return stream.metadata.get("filename", "of an unknown kind")
+    name: str | None = getattr(stream.codec_context, "name", None)  # there may be no context
+    return name or stream.metadata.get("filename", "of an unknown kind")
