@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from fractions import Fraction
 
 import av
 from av.codec import Codec
@@ -66,7 +67,7 @@ def encoded_size(form: VideoFormat, size: Size) -> Size:
 
 
 def add_encoder(
-    target: OutputContainer, codec: Codec, options: VideoOptions, rate: object
+    target: OutputContainer, codec: Codec, options: VideoOptions, rate: Fraction
 ) -> VideoStream:
     """A stream of ``target`` with its quality set, not yet opened.
 
@@ -76,7 +77,7 @@ def add_encoder(
     if codec.name == "libsvtav1":
         os.environ.setdefault("SVT_LOG", "1")  # it writes to the terminal otherwise
     try:
-        stream = target.add_stream(codec.name, rate=rate)  # type: ignore[call-overload]
+        stream = target.add_stream(codec.name, rate=rate)
     except ValueError as exc:
         raise OutputError(
             f"{target.format.name} cannot hold {codec.canonical_name} video",

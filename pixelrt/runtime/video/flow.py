@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pixelrt.files import atomic_write
+from pixelrt.manifest import GraphRole
 from pixelrt.runtime.backends.base import TileSession
 from pixelrt.runtime.pipelines.image import ImageModel
 from pixelrt.runtime.planning import RunOptions, memory_budget
@@ -34,11 +35,11 @@ def translate(
     """See ``run_video``."""
     container = container_of(target)
     size = reader.facts.size.scaled(model.scale)
-    options = _settled(model, options)
     with (
         atomic_write(target, overwrite=overwrite) as file,
         VideoWriter(Path(file.name), target, container, reader, size, video) as writer,
     ):
+        options = _settled(model, "image" if writer.depth == 8 else "core", options)
         frames = _run(model, reader, writer, options, progress)
         writer.finish()
     notes = (*reader.notes, *writer.notes)
@@ -78,10 +79,10 @@ def _run(
     return frames
 
 
-def _settled(model: ImageModel, options: RunOptions) -> RunOptions:
+def _settled(model: ImageModel, role: GraphRole, options: RunOptions) -> RunOptions:
     """With the memory that is free now: every frame has the same tiles, and a backend that
     compiles for shapes does so once."""
-    if options.max_memory is not None or isinstance(model.session(), TileSession):
+    if options.max_memory is not None or isinstance(model.session(role), TileSession):
         return options
     return replace(options, max_memory=memory_budget(options))
 
