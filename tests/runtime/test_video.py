@@ -20,6 +20,7 @@ from pixelrt.runtime.backends.fake import FakeBackend
 from pixelrt.runtime.pipelines.image import ImageModel
 from pixelrt.runtime.video import flow
 from pixelrt.runtime.video.options import VideoOptions
+from pixelrt.runtime.video.read import MAX_PACKETS
 from pixelrt.runtime.video.run import run_video
 from tests.bundles import image_spec, nearest, write_bundle
 from tests.runtime.video_clips import Clip, frames_of, moving, packets_of, times_of, tones
@@ -340,6 +341,62 @@ def test_sound_that_does_not_fit_is_an_error_unless_dropped(
     run_video(model, source, target, VideoOptions("libvpx-vp9", audio="drop"))
     with av.open(str(target)) as made:
         assert [s.type for s in made.streams] == ["video"]
+
+
+def test_sound_that_goes_on_after_the_picture(tmp_path: Path, model: ImageModel) -> None:
+    """More packets than are handed on at once."""
+    source = tmp_path / "in.mkv"
+    plain = Clip(audio="").write(tmp_path / "plain.mkv")
+    with av.open(str(source), "w") as target, av.open(str(plain)) as given:
+        video = target.add_stream_from_template(given.streams.video[0], opaque=True)
+        sound = target.add_stream("aac", rate=44100)
+        for packet in given.demux():
+            if packet.size:
+                packet.stream = video
+                target.mux(packet)
+        for k in range(3 * MAX_PACKETS // 2):
+            for tone in tones(k, sound):
+                target.mux(sound.encode(tone))
+        target.mux(sound.encode(None))
+    assert len(packets_of(source, "audio")) > 2 * MAX_PACKETS
+    run_video(model, source, tmp_path / "out.mkv")
+    assert packets_of(tmp_path / "out.mkv", "audio") == packets_of(source, "audio")
+
+
+# --- what is told ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("suffix", "clip", "words"),
+    [
+        ("mkv", Clip("ffv1", "bgra"), "transparency is left out"),
+        ("mkv", Clip(rotation=45), "odd angle"),
+        ("mkv", Clip(options={"flags": "+ildct+ilme"}), "it is interlaced"),
+        ("h264", Clip(audio="", options={"bf": "0"}), "have no time"),
+    ],
+)
+def test_what_is_odd_about_a_source_is_told(
+    tmp_path: Path, model: ImageModel, suffix: str, clip: Clip, words: str
+) -> None:
+    done = run_video(model, clip.write(tmp_path / f"in.{suffix}"), tmp_path / "out.mkv")
+    assert done.frames == 12
+    assert [note for note in done.notes if words in note]
+    assert len(done.notes) == 1
+
+
+def test_frames_that_the_decoder_repaired_are_told(tmp_path: Path, model: ImageModel) -> None:
+    source = Clip(audio="", frames=moving(12, 144, 192), options={"bf": "0"}).write(
+        tmp_path / "in.mp4"
+    )
+    data = bytearray(source.read_bytes())
+    with av.open(str(source)) as opened:
+        first = next(opened.demux(video=0))
+    middle = first.pos + first.size * 3 // 4
+    data[middle : middle + 40] = bytes(40)
+    source.write_bytes(data)
+    done = run_video(model, source, tmp_path / "out.mp4")
+    assert done.frames == 12
+    assert "the decoder repaired them" in done.notes[0]
 
 
 # --- memory and order -----------------------------------------------------------------

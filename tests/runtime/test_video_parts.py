@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -19,6 +21,7 @@ from pixelrt.runtime.video.colour import Colour, FromRGB, ToRGB, bits, colour_of
 from pixelrt.runtime.video.encoder import encoded_size, find_encoder, pixel_format
 from pixelrt.runtime.video.formats import container_of, is_video
 from pixelrt.runtime.video.options import VideoOptions
+from pixelrt.runtime.video.times import Clock
 from pixelrt.runtime.video.turn import Turn
 from pixelrt.runtime.video.whole import missing_bytes
 from tests.runtime.video_clips import Clip, moving
@@ -147,6 +150,27 @@ def test_missing_bytes_are_seen(tmp_path: Path, suffix: str) -> None:
     for missing in (1, 100, 500):
         path.write_bytes(data[:-missing])
         assert missing_bytes(path) == missing
+
+
+def test_a_trailer_is_not_a_box(tmp_path: Path) -> None:
+    path = Clip(audio="").write(tmp_path / "a.mp4")
+    path.write_bytes(path.read_bytes() + b"\xff\xff\xff\xffjunk of a camera")
+    assert missing_bytes(path) == 0
+
+
+def test_times_that_do_not_increase_are_put_behind_the_last() -> None:
+    """Nothing can be stored out of order, and no frame is thrown away."""
+    rate = Fraction(25)
+    stream: Any = SimpleNamespace(time_base=Fraction(1, 1000), average_rate=rate)
+    container: Any = SimpleNamespace(format=SimpleNamespace(flags=0), start_time=5_000_000)
+    clock = Clock(container, stream)
+    given = [7, 40, 40, 12, None, 200]
+    frames: list[Any] = [SimpleNamespace(pts=pts, duration=0) for pts in given]
+    assert [clock.of(frame)[0] for frame in frames] == [7, 40, 41, 42, 82, 200]
+    assert clock.notes == [
+        "1 frames have no time; they follow at the frame rate",
+        "2 frames had times out of order and follow the one before",
+    ]
 
 
 def test_a_live_recording_has_no_length(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import BinaryIO
 
+_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"uuid", b"moof", b"sidx", b"styp")
 _EBML = b"\x1a\x45\xdf\xa3"
 _SEGMENT = b"\x18\x53\x80\x67"
 
@@ -20,7 +21,7 @@ def missing_bytes(path: Path) -> int:
     with path.open("rb") as file:
         head = file.read(12)
         file.seek(0)
-        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free"):
+        if head[4:8] in _BOXES:
             end = _end_of_boxes(file, length)
         elif head[:4] == _EBML:
             end = _end_of_segment(file)
@@ -32,7 +33,10 @@ def missing_bytes(path: Path) -> int:
 
 
 def _end_of_boxes(file: BinaryIO, length: int) -> int:
-    """Where the last top-level box ends. A size of 0 reaches to the end, 1 has 64 bits more."""
+    """Where the last top-level box ends. A size of 0 reaches to the end, 1 has 64 bits more.
+
+    What follows them in no known box (cameras add trailers of their own) is not looked at.
+    """
     at = 0
     while at + 8 <= length:
         file.seek(at)
@@ -40,7 +44,7 @@ def _end_of_boxes(file: BinaryIO, length: int) -> int:
         size = int.from_bytes(head[:4])
         if size == 1:
             size = int.from_bytes(head[8:16])
-        if size < 8:
+        if size < 8 or head[4:8] not in _BOXES:
             return length
         at += size
     return at
