@@ -22,16 +22,30 @@ if TYPE_CHECKING:
     from pixelrt.runtime.diffusion.load import load_pipeline
     from pixelrt.runtime.load import load
     from pixelrt.runtime.pipelines.image import ImageModel
+    from pixelrt.runtime.video.options import VideoOptions
+    from pixelrt.runtime.video.run import run_video
 
-__all__ = ["Bundle", "ImageModel", "PixelrtError", "__version__", "load", "load_pipeline", "open_bundle"]
+__all__ = [
+    "Bundle",
+    "ImageModel",
+    "PixelrtError",
+    "VideoOptions",
+    "__version__",
+    "load",
+    "load_pipeline",
+    "open_bundle",
+    "run_video",
+]
 
 _HOMES = {
     "Bundle": "pixelrt.bundle",
     "ImageModel": "pixelrt.runtime.pipelines.image",
     "PixelrtError": "pixelrt.errors",
+    "VideoOptions": "pixelrt.runtime.video.options",
     "load": "pixelrt.runtime.load",
     "load_pipeline": "pixelrt.runtime.diffusion.load",
     "open_bundle": "pixelrt.bundle",
+    "run_video": "pixelrt.runtime.video.run",
 }
 
 

@@ -6,6 +6,7 @@
     ├── UsageError                  exit 2   options that do not fit together
     ├── InputError                  exit 3   what was given cannot be used
     │   ├── ImageError                       an image file or array
+    │   ├── VideoError                       a video file
     │   ├── CheckpointError                  a checkpoint file or folder
     │   │   ├── UnsafeCheckpointError        a pickle that asks to run code
     │   │   └── UnknownNetworkError          no family recognises the weights
@@ -68,6 +69,10 @@ class InputError(PixelrtError):
 
 class ImageError(InputError):
     """An image file or array that cannot be read or has an unsupported form."""
+
+
+class VideoError(InputError):
+    """A video file that cannot be read or has an unsupported form."""
 
 
 class CheckpointError(InputError):

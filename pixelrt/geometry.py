@@ -25,6 +25,11 @@ class Size:
     def scaled(self, factor: int) -> Size:
         return Size(self.height * factor, self.width * factor)
 
+    @property
+    def turned(self) -> Size:
+        """Rows and columns in each other's place."""
+        return Size(self.width, self.height)
+
     def __str__(self) -> str:
         return f"{self.width}x{self.height}"
 

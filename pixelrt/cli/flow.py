@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from pixelrt.runtime.images.encode import write_picture
 from pixelrt.runtime.images.read import Picture, read_picture
 from pixelrt.runtime.pipelines.image import ImageModel
 from pixelrt.runtime.planning import RunOptions, memory_budget, plan_image
+from pixelrt.runtime.video.options import VideoOptions
 
 BESIDE_SHARE = 8
 """One part in so many of the memory is for the picture read ahead, one for that written."""
@@ -35,7 +36,7 @@ PICTURE_BYTES = 8
 
 @dataclass(frozen=True)
 class Settings:
-    """What one run of the verb does with every image."""
+    """What one run of the verb does with every image; ``video`` is for videos."""
 
     options: RunOptions
     resize: tuple[int, int] | None
@@ -43,6 +44,7 @@ class Settings:
     max_pixels: int
     overwrite: bool
     quiet: bool
+    video: VideoOptions = field(default_factory=VideoOptions)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def run_job(model: ImageModel, job: Job, settings: Settings) -> Outcome:
 def run_overlapped(
     model: ImageModel, jobs: list[Job], settings: Settings, tell: Callable[[Outcome], None]
 ) -> None:
-    """Run all jobs and tell the outcome of each, in order; an input or output error is one.
+    """Run all pictures and tell the outcome of each, in order; an input or output error is one.
 
     Anything else that goes wrong is raised, after what is being written is finished. The
     pictures beside the network count against ``max_memory``: where a picture needs it all,

@@ -119,7 +119,10 @@ def call_options(options: dict[str, Any], *, latent: bool) -> dict[str, Any]:
 
 
 def read_source(path: Path) -> Any:
-    """A picture (H, W, 3) uint8, or latents of a .npy file. Raises ``ImageError``, ``InputError``."""
+    """A picture (H, W, 3) uint8, or the latents of a .npy file.
+
+    Raises ``ImageError`` and ``InputError``.
+    """
     if path.suffix != LATENTS:
         pixels = read_picture(path).pixels
         return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
@@ -164,5 +167,3 @@ def _write(made: Generated, targets: list[Path], options: dict[str, Any]) -> Non
         metadata = Metadata(text={"pixelrt": text}) if holds_text else Metadata()
         write_picture(target, Picture(image, metadata=metadata), overwrite=options["overwrite"])
         click.echo(f"{target}  {image.shape[1]}x{image.shape[0]}")
-
-

@@ -1,4 +1,4 @@
-"""``pixelrt run``: images through a bundle."""
+"""``pixelrt run``: images and videos through a bundle."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import click
 
 from pixelrt.bundle import open_bundle
 from pixelrt.cli.flow import Outcome, Settings, run_job, run_overlapped
-from pixelrt.cli.jobs import Job, plan_jobs
+from pixelrt.cli.jobs import Job, plan_jobs, videos_in_folders
 from pixelrt.cli.options import ByteCount, PixelSize, Tile
 from pixelrt.cli.terminal import note
+from pixelrt.cli.videos import run_video_job, run_videos
 from pixelrt.errors import OutputError, PixelrtError, UsageError
 from pixelrt.runtime.backends.select import PRECISIONS
 from pixelrt.runtime.load import SHIPPED, bundle_path, load
 from pixelrt.runtime.pipelines.image import ImageModel
 from pixelrt.runtime.planning import RunOptions
+from pixelrt.runtime.video.options import VideoOptions
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp"}
 MAX_PIXELS = 500_000_000
@@ -65,6 +67,21 @@ MAX_PIXELS = 500_000_000
 @click.option("--format", "kind", type=click.Choice(list(SUFFIXES)), help="Output format.")
 @click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True)
 @click.option("--max-pixels", type=click.IntRange(1), default=MAX_PIXELS, show_default=True)
+@click.option(
+    "--video-codec", default=VideoOptions.codec, show_default=True, help="Encoder for videos."
+)
+@click.option(
+    "--crf",
+    type=click.IntRange(0, 255),
+    help="Constant quality of videos, smaller is better.  [default: 18 for libx264]",
+)
+@click.option(
+    "--pixel-format",
+    default=VideoOptions.pixel_format,
+    show_default=True,
+    help="Of videos, e.g. yuv444p.",
+)
+@click.option("--no-audio", is_flag=True, help="Leave the sound of videos out.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def command(
@@ -81,12 +98,17 @@ def command(
     resize: tuple[int, int] | None,
     quality: int,
     max_pixels: int,
+    video_codec: str,
+    crf: int | None,
+    pixel_format: str,
+    no_audio: bool,
     **options: Any,
 ) -> int:
-    """Run INPUTS (files or folders) through BUNDLE.
+    """Run INPUTS (pictures, videos or folders) through BUNDLE.
 
     Folders are searched recursively and keep their structure; outputs that exist are
-    skipped unless --overwrite is given. A failed image does not stop the others.
+    skipped unless --overwrite is given. A failed image does not stop the others. Of folders
+    only the pictures are run: name videos themselves. Videos keep their sound and times.
     """
     if build_plan and plan:
         raise UsageError("--build and --plan do not go together", hint="leave one of them out")
@@ -97,7 +119,12 @@ def command(
     with load(bundle, backend=backend, precision=precision, plan=plan) as model:
         tag = f"x{model.scale}" if model.scale > 1 else model.manifest.name
         jobs = plan_jobs(inputs, output, SUFFIXES[kind] if kind else None, tag)
-        settings = Settings(RunOptions(**options), resize, quality, max_pixels, overwrite, quiet)
+        video = VideoOptions(video_codec, crf, pixel_format, "drop" if no_audio else "copy")
+        settings = Settings(
+            RunOptions(**options), resize, quality, max_pixels, overwrite, quiet, video
+        )
+        if not quiet:
+            _tell_passed_over(videos_in_folders(inputs))
         return run_jobs(model, jobs, settings)
 
 
@@ -107,7 +134,8 @@ def run_jobs(model: ImageModel, jobs: list[Job], settings: Settings) -> int:
         (job,) = jobs
         if job.target.exists() and not settings.overwrite:
             raise OutputError(f"{job.target} exists", hint="pass --overwrite to replace it")
-        _tell(run_job(model, job, settings), settings)
+        run_one = run_video_job if job.video else run_job
+        _tell(run_one(model, job, settings), settings)
         if not settings.quiet:
             _summarise(model, 1, 0, 0)
         return 0
@@ -118,10 +146,16 @@ def run_jobs(model: ImageModel, jobs: list[Job], settings: Settings) -> int:
         _tell(outcome, settings)
         failed.extend([outcome.error] if outcome.error else [])
 
-    run_overlapped(model, todo, settings, tell)
+    run_overlapped(model, [job for job in todo if not job.video], settings, tell)
+    run_videos(model, [job for job in todo if job.video], settings, tell)
     if not settings.quiet:
         _summarise(model, len(todo) - len(failed), len(jobs) - len(todo), len(failed))
     return max((error.exit_code for error in failed), default=0)
+
+
+def _tell_passed_over(videos: list[Path]) -> None:
+    if videos:
+        note(f"{len(videos)} videos in folders are passed over, such as {videos[0]}: name them")
 
 
 def _tell(outcome: Outcome, settings: Settings) -> None:

@@ -108,9 +108,7 @@ def command(
             assert seeds is not None
             ws = model.latents(seeds, psi=psi, cutoff=cutoff, labels=labels, kind=seed_kind)
         if mix_seed is not None:
-            other = model.latents(
-                [mix_seed], psi=psi, cutoff=cutoff, labels=labels, kind=seed_kind
-            )
+            other = model.latents([mix_seed], psi=psi, cutoff=cutoff, labels=labels, kind=seed_kind)
             ws = mix(ws, other, parse_layers(mix_layers, model.settings.num_ws))
         if direction is not None:
             ws = _edited(model, ws, direction, strengths, edit_layers)

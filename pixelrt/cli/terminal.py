@@ -31,6 +31,13 @@ def tile_bar(title: str, *, enabled: bool, counts: str = "tiles") -> Iterator[St
 
 
 @contextmanager
+def frame_bar(title: str, *, enabled: bool) -> Iterator[Step | None]:
+    """The same for the frames of a video; a total of 0 is one that nobody knows."""
+    with _bar(title, enabled=enabled, counts="frames") as update:
+        yield update and (lambda done, total: update("", done, total))
+
+
+@contextmanager
 def phase_bar(*, enabled: bool) -> Iterator[Phase | None]:
     """A bar of the builder's phases on standard error; nothing where that is no terminal."""
     with _bar("starting TensorRT", enabled=enabled) as update:

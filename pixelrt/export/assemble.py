@@ -85,9 +85,7 @@ def _stage(work: Workspace, part: Part, report: Report) -> tuple[Path, Exported]
     return path, msgspec.json.decode((path / EXPORTED).read_bytes(), type=Exported)
 
 
-def _manifest(
-    plan: Plan, output: Path, exported: list[Exported], folder: Path
-) -> PipelineManifest:
+def _manifest(plan: Plan, output: Path, exported: list[Exported], folder: Path) -> PipelineManifest:
     return PipelineManifest(
         format=PIPELINE_FORMAT,
         name=output.name.removesuffix(SUFFIX),

@@ -91,6 +91,4 @@ def _parts(made: StyleGan2) -> Iterator[Part]:
         for count in (2, 1)
     ]
     synthesis = made.synthesis()
-    yield Part(
-        "synthesis", synthesis, {"ws": each}, {"image": each}, ws, low_psnr=LOW_PSNR
-    )
+    yield Part("synthesis", synthesis, {"ws": each}, {"image": each}, ws, low_psnr=LOW_PSNR)

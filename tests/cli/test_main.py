@@ -13,7 +13,10 @@ import pytest
 from pixelrt.bundle import Bundle
 from pixelrt.cli.main import VERBS, run
 
-HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "transformers", "rich", "PIL")
+HEAVY = (
+    *("torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "transformers", "rich", "PIL"),
+    "av",
+)
 
 
 def loaded(code: str) -> list[str]:

@@ -79,7 +79,9 @@ def inputs(mode: str, photo: Any, mask: Any) -> dict[str, Any]:
     return {"image": photo, "mask_image": mask, "strength": 0.9, "height": 64, "width": 96}
 
 
-def assert_same(made: Exported, kind: str, mode: str, scheduler: str, seed: int, **more: Any) -> None:
+def assert_same(
+    made: Exported, kind: str, mode: str, scheduler: str, seed: int, **more: Any
+) -> None:
     wanted, wanted_steps = theirs(made, kind, mode, scheduler, seed, **more)
     found, found_steps = ours(made, mode, scheduler, seed, **more)
     assert len(found_steps) == len(wanted_steps)

@@ -7,8 +7,8 @@ from pathlib import Path
 from pixelrt.errors import BundleError
 from pixelrt.pipeline_bundle import open_pipeline
 from pixelrt.runtime.backends.select import Choice
-from pixelrt.runtime.networks import Networks
 from pixelrt.runtime.diffusion.stable_diffusion import StableDiffusion
+from pixelrt.runtime.networks import Networks
 
 PIPELINES = {"stable-diffusion": StableDiffusion, "stable-diffusion-xl": StableDiffusion}
 

@@ -73,8 +73,8 @@ def masks(source: Any, size: Size) -> Values:
 def to_pixels(values: Values) -> NDArray[np.uint8]:
     """(N, 3, H, W) in [-1, 1] to (N, H, W, 3) uint8."""
     shifted = np.clip(values / 2 + np.float32(0.5), 0, 1) * LEVELS
-    levels = np.rint(shifted).astype(np.uint8)
-    return np.ascontiguousarray(levels.transpose(0, 2, 3, 1))
+    levels: NDArray[np.uint8] = np.rint(shifted).astype(np.uint8).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(levels)
 
 
 def shrunk_mask(mask: Values, factor: int) -> Values:
@@ -122,4 +122,5 @@ def _resized(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
 def _levels(values: NDArray[Any]) -> NDArray[np.uint8]:
     if values.dtype == np.uint8:
         return values
-    return np.rint(np.clip(values, 0, 1) * LEVELS).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.rint(np.clip(values, 0, 1) * LEVELS).astype(np.uint8)
+    return levels

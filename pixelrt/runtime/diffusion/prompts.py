@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from pixelrt.errors import InputError, UsageError
 from pixelrt.pipeline_settings import DiffusionSettings
 from pixelrt.runtime.diffusion.call import Call
-from pixelrt.runtime.networks import Networks
 from pixelrt.runtime.diffusion.text.batch import prepare_each
 from pixelrt.runtime.diffusion.text.embeddings import check_same_shape, ready_embeddings
 from pixelrt.runtime.diffusion.text.emphasis import assemble, first_chunk
 from pixelrt.runtime.diffusion.text.tokenizer import Tokenizer
+from pixelrt.runtime.networks import Networks
 
 Values = NDArray[np.float32]
 

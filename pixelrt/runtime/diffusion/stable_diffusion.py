@@ -17,7 +17,6 @@ from pixelrt.pipeline_settings import DiffusionSettings
 from pixelrt.runtime.closing import Closing
 from pixelrt.runtime.diffusion.call import Call, Generated, StepInfo, call_of
 from pixelrt.runtime.diffusion.conditions import Conditions
-from pixelrt.runtime.networks import Networks
 from pixelrt.runtime.diffusion.pictures import (
     is_latents,
     masks,
@@ -30,6 +29,7 @@ from pixelrt.runtime.diffusion.prompts import Embeddings, Prompts
 from pixelrt.runtime.diffusion.schedulers import make_scheduler
 from pixelrt.runtime.diffusion.schedulers.base import Noise, Run
 from pixelrt.runtime.diffusion.vae import decode, encode
+from pixelrt.runtime.networks import Networks
 
 Values = NDArray[np.float32]
 INPAINTING_CHANNELS = 9

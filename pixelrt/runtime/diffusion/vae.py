@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelrt.runtime.networks import Networks
 from pixelrt.runtime.diffusion.schedulers.base import Noise
+from pixelrt.runtime.networks import Networks
 
 Values = NDArray[np.float32]
 LOG_VARIANCE = (-30.0, 20.0)

@@ -110,7 +110,5 @@ def load_stylegan(
     """Open a bundle of family ``stylegan2`` for running; options as in ``pixelrt.load``."""
     bundle = open_pipeline(Path(path))
     if bundle.manifest.family != FAMILY:
-        raise BundleError(
-            f"{path} is no StyleGAN2", found=bundle.manifest.family, expected=FAMILY
-        )
+        raise BundleError(f"{path} is no StyleGAN2", found=bundle.manifest.family, expected=FAMILY)
     return StyleGan2(bundle, Networks(bundle, Choice(backend, precision), verify=verify))

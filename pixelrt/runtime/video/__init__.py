@@ -1,0 +1,1 @@
+"""Video files through an image network, frame by frame. PyAV is imported at first use."""
