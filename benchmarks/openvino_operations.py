@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.openvino_parts import feeds_of, median_run, running_source
 from benchmarks.records import OpenVinoRow
+from pixelrt.bench.statistics import percentile
 from pixelrt.bundle import Bundle
 from pixelrt.errors import BackendError
 from pixelrt.geometry import Size
 
-WARM_UP = 3
+LAST = 3
 NOT_RUN = "not_executed"
+PRODUCT_ALONE = "/WithoutBiases"
+"""What OpenVINO adds to the name of a node whose bias it has made a node of its own."""
 
 
 def operation_rows(bundle: Bundle, size: Size, rounds: int) -> Iterator[OpenVinoRow]:
     """Seconds of one run by type of operation and kernel, for the shape of one picture.
 
     The ``openvino`` package compiles the graph that pixelrt gives OpenVINO, in the same
-    precision with the same settings. ``operations per second`` is twice the multiply-adds of
-    the ONNX nodes that a kernel computes over its time. Raises ``BackendError`` without the
-    package, and where a product of the graph is in no kernel.
+    precision with the same settings, ``rounds`` times: medians. ``operations per second`` is
+    twice the multiply-adds of the ONNX nodes that a kernel computes over its time. Raises
+    ``BackendError`` without the package, and where a product of the graph is in no kernel.
     """
     if importlib.util.find_spec("openvino") is None:
         raise BackendError(
@@ -42,25 +45,27 @@ def operation_rows(bundle: Bundle, size: Size, rounds: int) -> Iterator[OpenVino
     core = ov.Core()
     model = core.read_model(str(path))
     model.reshape(list(feed.shape))
-    compiled = core.compile_model(model, "CPU", settings)
-    request = compiled.create_infer_request()
-    run = partial(request.infer, [feed], share_inputs=True, share_outputs=True)
-
-    def total_seconds(count: int) -> list[float]:
-        """The counters are means over all runs so far."""
-        return [count * seconds_of(kernel) for kernel in kernels_of(compiled)]
-
-    for _ in range(WARM_UP):
-        run()
-    before = total_seconds(WARM_UP)
+    runs: list[list[float]] = []
     for _ in range(rounds):
-        run()
-    after = total_seconds(WARM_UP + rounds)
-    each = [max(0.0, (end - start) / rounds) for start, end in zip(before, after, strict=True)]
+        compiled = core.compile_model(model, "CPU", settings)
+        request = compiled.create_infer_request()
+        run = partial(request.infer, [feed], share_inputs=True, share_outputs=True)
+        runs.append(counted(compiled, run))
+    each = [percentile(times, 50) for times in zip(*runs, strict=True)]
     precision = source.settings.precision
     facts = {"seconds": sum(each), "seconds of a run": median_run(run)}
     yield OpenVinoRow("operations", "all", facts, note=precision)
     yield from grouped(kernels_of(compiled), each, multiply_adds_of(path, feeds), precision)
+
+
+def counted(compiled: Any, run: Callable[[], object]) -> list[float]:
+    """Seconds of each node in the last of ``LAST`` runs. OpenVINO's counters are means over all
+    runs so far, in whole microseconds: the fewer runs, the finer the difference."""
+    totals = []
+    for number in range(1, LAST + 1):
+        run()
+        totals.append([number * seconds_of(kernel) for kernel in kernels_of(compiled)])
+    return [max(0.0, end - start) for start, end in zip(*totals[-2:], strict=True)]
 
 
 def kernels_of(compiled: Any) -> list[dict[str, str]]:
@@ -91,7 +96,8 @@ def grouped(
     left = dict(products)
     groups: dict[str, dict[str, float]] = {}
     for kernel, each in zip(kernels, seconds, strict=True):
-        sums = sum(left.pop(name, 0) for name in kernel["originalLayersNames"].split(","))
+        names = kernel["originalLayersNames"].split(",")
+        sums = sum(left.pop(name.removesuffix(PRODUCT_ALONE), 0) for name in names)
         if kernel["execTimeMcs"] == NOT_RUN and not sums:
             continue
         group = groups.setdefault(f"{kernel['layerType']} {kernel['primitiveType']}", {})
