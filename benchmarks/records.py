@@ -6,7 +6,7 @@ import shlex
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
@@ -140,12 +140,42 @@ class GpuReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     timeline: str
 
 
-Record = TypeVar("Record", CompareReport, GrowthReport, GpuReport)
-AnyReport = CompareReport | GrowthReport | GpuReport
-KINDS: dict[str, type[CompareReport] | type[GrowthReport] | type[GpuReport]] = {
+class OpenVinoRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One measurement of a part of ``benchmarks.openvino``. ``name``: a precision, an emulated
+    rounding, or an operation with its kernel; empty where the whole part failed. ``facts``:
+    numbers by name, in seconds, bytes, dB."""
+
+    part: str
+    name: str
+    facts: dict[str, float]
+    note: str = ""
+    reason: str = ""
+
+
+class OpenVinoCase(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A network with pictures of one size."""
+
+    name: str
+    subject: Subject
+    width: int
+    height: int
+    rows: list[OpenVinoRow]
+
+
+class OpenVinoReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    kind: Literal["openvino"] = "openvino"
+    origin: Origin
+    quick: bool
+    ceilings: list[Ceiling]
+    cases: list[OpenVinoCase]
+
+
+AnyReport = CompareReport | GrowthReport | GpuReport | OpenVinoReport
+KINDS: dict[str, type[AnyReport]] = {
     "compare": CompareReport,
     "growth": GrowthReport,
     "gpu": GpuReport,
+    "openvino": OpenVinoReport,
 }
 
 

@@ -1,7 +1,9 @@
-"""``python -m benchmarks.table``: the README's tables, made from ``benchmarks/results/``."""
+"""``python -m benchmarks.table``: the tables of README.md and docs/openvino.md, made from
+``benchmarks/results/``."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,12 +11,15 @@ from pathlib import Path
 import click
 
 from benchmarks.compare import decibels
+from benchmarks.markdown import markdown
+from benchmarks.openvino_table import openvino_tables
 from benchmarks.records import (
     AnyReport,
     Compared,
     CompareReport,
     GpuReport,
     GrowthReport,
+    OpenVinoReport,
     Origin,
     Pair,
     read_record,
@@ -26,6 +31,7 @@ from pixelrt.errors import CheckError, InputError
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
+OPENVINO = ROOT / "docs" / "openvino.md"
 BEGIN = "<!-- benchmarks: made by `python -m benchmarks.table`, do not edit -->"
 END = "<!-- end of benchmarks -->"
 SIZES = ("size", "threads")
@@ -35,13 +41,21 @@ SIZES = ("size", "threads")
 @click.command()
 @click.option("--check", is_flag=True, help="Change nothing; exit code 1 where it would change.")
 def main(check: bool) -> int:
-    """Write the tables between the two markers of README.md."""
-    old = README.read_text(encoding="utf-8")
-    new = with_tables(old, render(read_results(RESULTS)))
-    if not check:
-        README.write_text(new, encoding="utf-8")
-        return 0
-    return CheckError.exit_code if old != new else 0
+    """Write the tables between the two markers of each page."""
+    results, changed = read_results(RESULTS), False
+    for page in (README, OPENVINO):
+        old = page.read_text(encoding="utf-8")
+        new = with_tables(old, render_page(page, results))
+        changed |= old != new
+        if not check:
+            page.write_text(new, encoding="utf-8")
+    return CheckError.exit_code if check and changed else 0
+
+
+def render_page(page: Path, results: Iterable[tuple[str, AnyReport]]) -> str:
+    """The tables of a page: of OpenVINO's parts on its own page, of all else in the README."""
+    mine = [one for one in results if isinstance(one[1], OpenVinoReport) == (page == OPENVINO)]
+    return render(mine, os.path.relpath(RESULTS, page.parent))
 
 
 def read_results(folder: Path) -> list[tuple[str, AnyReport]]:
@@ -63,13 +77,16 @@ def tables_of(text: str) -> str | None:
     return found[1] if found else None
 
 
-def render(results: Iterable[tuple[str, AnyReport]]) -> str:
-    """Markdown: a section for each file, nothing without any. Trials (``--quick``) are refused."""
+def render(results: Iterable[tuple[str, AnyReport]], folder: str = "benchmarks/results") -> str:
+    """Markdown: a section for each file, nothing without any. ``folder``: where the page finds
+    them. Trials (``--quick``) are refused."""
     parts = []
     for name, report in results:
         if report.quick:
             raise InputError(f"{name} was made with --quick", hint="measure it again without")
-        parts.append("\n".join([*_body(report), "", _source(name, report.origin), ""]))
+        parts.append(
+            "\n".join([*_body(report), "", _source(f"{folder}/{name}", report.origin), ""])
+        )
     return "\n" + "\n".join(parts) + "\n" if parts else ""
 
 
@@ -78,10 +95,12 @@ def _body(report: AnyReport) -> list[str]:
         return [line for case in report.cases for line in _compared(case)] + _ceilings(report)
     if isinstance(report, GrowthReport):
         return _growth(report)
+    if isinstance(report, OpenVinoReport):
+        return openvino_tables(report)
     return _gpu(report)
 
 
-def _source(name: str, origin: Origin) -> str:
+def _source(file: str, origin: Origin) -> str:
     machine = origin.machine
     gpus = f", {', '.join(machine.gpus)}" if machine.gpus else ""
     versions = ", ".join(
@@ -91,7 +110,7 @@ def _source(name: str, origin: Origin) -> str:
     )
     return (
         f"`{origin.command}`, {origin.made[:10]}, {machine.processor}, {machine.usable_cpus} "
-        f"processors{gpus}; {versions} ([results](benchmarks/results/{name}))"
+        f"processors{gpus}; {versions} ([results]({file}))"
     )
 
 
@@ -114,7 +133,7 @@ def _compared(case: Compared) -> list[str]:
     rows = [_pair(pair) for pair in case.pairs]
     rows += [(one.peer, f"not measured: {_brief(one.reason)}", *[""] * 5) for one in case.absent]
     title = f"**{case.name}**, {2 * case.multiply_adds / 1e9:.0f} GFLOP"
-    return ["", title, "", *_markdown(head, rows)]
+    return ["", title, "", *markdown(head, rows)]
 
 
 def _pair(pair: Pair) -> tuple[str, ...]:
@@ -180,7 +199,7 @@ def _growth(report: GrowthReport) -> list[str]:
                 psnr_text(result),
             )
         )
-    return ["", f"**How {report.subject.name} grows**, file to file", "", *_markdown(head, rows)]
+    return ["", f"**How {report.subject.name} grows**, file to file", "", *markdown(head, rows)]
 
 
 def _gpu(report: GpuReport) -> list[str]:
@@ -195,14 +214,7 @@ def _gpu(report: GpuReport) -> list[str]:
         )
         for row in report.rows
     ]
-    return ["", f"**On {report.device}**", "", *_markdown(head, rows)]
-
-
-def _markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    def line(cells: Iterable[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"
-
-    return [line(head), line("---" for _ in head), *(line(row) for row in rows)]
+    return ["", f"**On {report.device}**", "", *markdown(head, rows)]
 
 
 if __name__ == "__main__":

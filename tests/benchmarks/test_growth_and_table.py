@@ -1,4 +1,4 @@
-"""How cost grows, the files of results, and the README's tables made from them."""
+"""How cost grows, the files of results, and the tables of the pages made from them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from benchmarks.records import (
     GpuRow,
     Growth,
     GrowthReport,
+    OpenVinoCase,
+    OpenVinoReport,
+    OpenVinoRow,
     Origin,
     Pair,
     Side,
@@ -27,7 +30,17 @@ from benchmarks.records import (
     write_record,
 )
 from benchmarks.script import run_command
-from benchmarks.table import BEGIN, END, README, RESULTS, render, tables_of, with_tables
+from benchmarks.table import (
+    BEGIN,
+    END,
+    OPENVINO,
+    README,
+    RESULTS,
+    render,
+    render_page,
+    tables_of,
+    with_tables,
+)
 from pixelrt.bench.schema import Warmup
 from pixelrt.bench.statistics import summarise
 from pixelrt.errors import InputError, UsageError
@@ -83,7 +96,38 @@ def gpu_report() -> GpuReport:
     return GpuReport(origin=origin, quick=False, device="A GPU", rows=rows, timeline="|##|")
 
 
-@pytest.mark.parametrize("make", [compare_report, growth_report, gpu_report])
+def openvino_report() -> OpenVinoReport:
+    def row(part: str, name: str, note: str = "", **facts: float) -> OpenVinoRow:
+        named = {key.replace("_", " "): value for key, value in facts.items()}
+        return OpenVinoRow(part, name, named, note=note)
+
+    conv = {"count": 2.0, "seconds": 0.006, "multiply-adds": 3e9}
+    rows = [
+        row("psnr", "bfloat16", photo=50.25, noise=49.5, max_abs=0.03),
+        OpenVinoRow("psnr", "float16", {}, reason="not here"),
+        row("psnr", "weights", photo=55.0, noise=54.0),
+        row("psnr", "inputs, two-term weights", photo=56.0, noise=53.0),
+        row("opening", "bfloat16", compiled=0.5, read=0.125, kept=1.0),
+        row("shape", "float32", any_shape=0.5, one_shape=0.25, saved=0.5, compiling=2.0),
+        row("memory", "bfloat16", bytes_per_pixel=608.4),
+        row("memory", "estimate", bytes_per_pixel=1877.0),
+        row("operations", "all", "bfloat16", seconds=0.01, seconds_of_a_run=0.011),
+        OpenVinoRow("operations", "Convolution fast", conv),
+        row("operations", "Convolution slow", count=1, seconds=0.002),
+        row("operations", "Add jit", count=7, seconds=0.0019),
+        row("operations", "Reorder jit", count=3, seconds=0.00005),
+        row("operations", "Split jit", count=1, seconds=0.00005),
+    ]
+    failed = [OpenVinoRow(part, "", {}, reason=f"no {part}") for part in ("memory", "operations")]
+    return OpenVinoReport(
+        origin=made_by("python -m benchmarks.openvino"), quick=False,
+        ceilings=[Ceiling("a", "bfloat16", 2e12, "")],
+        cases=[OpenVinoCase("srgan-x4 128x128", SUBJECT, 128, 128, rows),
+               OpenVinoCase("demo 256x256", SUBJECT, 256, 256, failed)],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [compare_report, growth_report, gpu_report, openvino_report])
 def test_files_round_trip(make: Any, tmp_path: Path) -> None:
     write_record(tmp_path / "deep" / "x.json", make())
     assert read_record(tmp_path / "deep" / "x.json") == make()
@@ -138,6 +182,39 @@ def test_tables_say_everything() -> None:
     assert not any(row.startswith("| 64 ") for row in rows)  # a tile: only sizes are shown
 
 
+def test_tables_of_openvino() -> None:
+    text = render([("o.json", openvino_report())], "../elsewhere")
+    name = SUBJECT.name
+    for words in (
+        f"| {name} | not followed | 50.2 / 49.5 | – | 55.0 / 54.0 | – | 56.0 / 53.0 | – | – |",
+        "| srgan-x4 128x128 | float32 | 500 ms | 250 ms | 50% | 2 s |",
+        f"| {name} | bfloat16 | 500 ms | 125 ms | reads it |",
+        f"| {name} | 1877 | – | – | 608 | – |",
+        f"| {name} | not measured: no memory |",
+        "**Operations of srgan-x4 128x128** in bfloat16: 10 ms in all operations, 11 ms for a run",
+        "| **Convolution** | all | 3 | 8 ms | 80% | 750 (38%) |",
+        "| Convolution | fast | 2 | 6 ms | 60% | 1000 (50%) |",
+        "| Convolution | slow | 1 | 2 ms | 20% |  |",
+        "| Add | jit | 7 | 1.9 ms | 19% |  |",
+        "| others |  | 4 | 100 µs | 1% |  |",
+        "**Operations of demo 256x256**: not measured: no operations",
+        "(../elsewhere/o.json)",
+    ):
+        assert words in text, words
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert line.endswith("|")
+
+
+def test_each_page_has_its_own_results() -> None:
+    results = [("a.json", compare_report()), ("o.json", openvino_report())]
+    readme, page = (render_page(one, results) for one in (README, OPENVINO))
+    assert "(benchmarks/results/a.json)" in readme
+    assert "o.json" not in readme
+    assert "(../benchmarks/results/o.json)" in page
+    assert "a.json" not in page
+
+
 def test_trials_are_not_shown() -> None:
     with pytest.raises(InputError, match="--quick"):
         render([("a.json", compare_report(quick=True))])
@@ -153,25 +230,32 @@ def test_tables_go_between_the_markers() -> None:
 
 
 def test_the_command_writes_and_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = tmp_path / "README.md"
-    page.write_text(f"{BEGIN}\n{END}\n", encoding="utf-8")
+    page, other = tmp_path / "README.md", tmp_path / "docs.md"
+    for one in (page, other):
+        one.write_text(f"{BEGIN}\n{END}\n", encoding="utf-8")
     write_record(tmp_path / "results" / "a.json", compare_report())
     monkeypatch.setattr(table, "README", page)
+    monkeypatch.setattr(table, "OPENVINO", other)
     monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
     assert run_command(table.main, ["--check"]) == 1
     assert run_command(table.main, []) == 0
     assert run_command(table.main, ["--check"]) == 0
     assert "6.00×" in page.read_text(encoding="utf-8")
+    write_record(tmp_path / "results" / "o.json", openvino_report())
+    assert run_command(table.main, ["--check"]) == 1
+    assert run_command(table.main, []) == 0
+    assert "50.2 / 49.5" in other.read_text(encoding="utf-8")
 
 
-def test_the_readme_shows_the_results_that_are_committed() -> None:
+@pytest.mark.parametrize("page", [README, OPENVINO], ids=lambda page: page.name)
+def test_the_pages_show_the_results_that_are_committed(page: Path) -> None:
     """Run `python -m benchmarks.table` where this fails."""
-    results = table.read_results(RESULTS)
-    shown = tables_of(README.read_text(encoding="utf-8"))
+    expected = render_page(page, table.read_results(RESULTS))
+    shown = tables_of(page.read_text(encoding="utf-8"))
     if shown is None:
-        assert not results, "README.md has no markers for the tables of benchmarks/results/"
+        assert not expected, f"{page.name} has no markers for the tables of benchmarks/results/"
     else:
-        assert shown == render(results)
+        assert shown == expected
 
 
 # --- growth ---------------------------------------------------------------------------

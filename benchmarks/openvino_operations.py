@@ -1,0 +1,114 @@
+"""What the time of a run is spent on, as OpenVINO's own counters have it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.openvino_parts import feeds_of, median_run, running_source
+from benchmarks.records import OpenVinoRow
+from pixelrt.bench.statistics import percentile
+from pixelrt.bundle import Bundle
+from pixelrt.errors import BackendError
+from pixelrt.geometry import Size
+
+LAST = 3
+NOT_RUN = "not_executed"
+PRODUCT_ALONE = "/WithoutBiases"
+"""What OpenVINO adds to the name of a node whose bias it has made a node of its own."""
+
+
+def operation_rows(bundle: Bundle, size: Size, rounds: int) -> Iterator[OpenVinoRow]:
+    """Seconds of one run by type of operation and kernel, for the shape of one picture.
+
+    The ``openvino`` package compiles the graph that pixelrt gives OpenVINO, in the same
+    precision with the same settings, ``rounds`` times: medians. ``operations per second`` is
+    twice the multiply-adds of the ONNX nodes that a kernel computes over its time. Raises
+    ``BackendError`` without the package, and where a product of the graph is in no kernel.
+    """
+    if importlib.util.find_spec("openvino") is None:
+        raise BackendError(
+            "the package openvino is not installed",
+            found="onnxruntime's plugin gives no counters; pip install 'pixelrt[benchmarks]'",
+        )
+    import openvino as ov
+
+    source = running_source(bundle)
+    path = bundle.path(source.graph.file)
+    feeds = feeds_of(bundle, source.graph, size)
+    (feed,) = feeds.values()
+    settings = json.loads(source.settings.load_config())["CPU"] | {"PERF_COUNT": "YES"}
+    core = ov.Core()
+    model = core.read_model(str(path))
+    model.reshape(list(feed.shape))
+    runs: list[list[float]] = []
+    for _ in range(rounds):
+        compiled = core.compile_model(model, "CPU", settings)
+        request = compiled.create_infer_request()
+        run = partial(request.infer, [feed], share_inputs=True, share_outputs=True)
+        runs.append(counted(compiled, run))
+    each = [percentile(times, 50) for times in zip(*runs, strict=True)]
+    precision = source.settings.precision
+    facts = {"seconds": sum(each), "seconds of a run": median_run(run)}
+    yield OpenVinoRow("operations", "all", facts, note=precision)
+    yield from grouped(kernels_of(compiled), each, multiply_adds_of(path, feeds), precision)
+
+
+def counted(compiled: Any, run: Callable[[], object]) -> list[float]:
+    """Seconds of each node in the last of ``LAST`` runs. OpenVINO's counters are means over all
+    runs so far, in whole microseconds: the fewer runs, the finer the difference."""
+    totals = []
+    for number in range(1, LAST + 1):
+        run()
+        totals.append([number * seconds_of(kernel) for kernel in kernels_of(compiled)])
+    return [max(0.0, end - start) for start, end in zip(*totals[-2:], strict=True)]
+
+
+def kernels_of(compiled: Any) -> list[dict[str, str]]:
+    """The executed graph's facts of each node (OpenVINO's ``ExecutionInfo``)."""
+    nodes = [op.get_rt_info() for op in compiled.get_runtime_model().get_ordered_ops()]
+    return [{key: str(getattr(v, "value", v)) for key, v in facts.items()} for facts in nodes]
+
+
+def seconds_of(kernel: dict[str, str]) -> float:
+    time = kernel["execTimeMcs"]
+    return 0.0 if time == NOT_RUN else int(time) / 1e6
+
+
+def multiply_adds_of(path: Path, feeds: dict[str, Any]) -> dict[str, int]:
+    import onnx_ir as ir
+
+    from pixelrt.engines.calibrate import measure_shapes
+    from pixelrt.engines.flops import multiply_adds
+
+    model = ir.external_data.load_to_model(ir.load(path))
+    return multiply_adds(model.graph, measure_shapes(model, feeds))
+
+
+def grouped(
+    kernels: list[dict[str, str]], seconds: list[float], products: dict[str, int], note: str
+) -> Iterator[OpenVinoRow]:
+    """A row for each type and kernel, the longest first."""
+    left = dict(products)
+    groups: dict[str, dict[str, float]] = {}
+    for kernel, each in zip(kernels, seconds, strict=True):
+        names = kernel["originalLayersNames"].split(",")
+        sums = sum(left.pop(name.removesuffix(PRODUCT_ALONE), 0) for name in names)
+        if kernel["execTimeMcs"] == NOT_RUN and not sums:
+            continue
+        group = groups.setdefault(f"{kernel['layerType']} {kernel['primitiveType']}", {})
+        for name, value in (("count", 1.0), ("seconds", each), ("multiply-adds", float(sums))):
+            group[name] = group.get(name, 0.0) + value
+    if any(left.values()):
+        raise BackendError(
+            "products of the graph are in no kernel of OpenVINO",
+            found=", ".join(sorted(name for name, count in left.items() if count)[:5]),
+        )
+    for name, facts in sorted(groups.items(), key=lambda item: -item[1]["seconds"]):
+        if facts["multiply-adds"] and facts["seconds"]:
+            facts["operations per second"] = 2 * facts["multiply-adds"] / facts["seconds"]
+        yield OpenVinoRow("operations", name, facts, note=note)

@@ -1,0 +1,186 @@
+"""What ``benchmarks.openvino`` measures, through pixelrt's own graphs, settings and limits.
+
+Each part takes a bundle and the size of a picture and gives rows; seconds and bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from msgspec.structs import replace
+
+from benchmarks.isolated import run_isolated
+from benchmarks.pairs import interleave
+from benchmarks.records import OpenVinoRow
+from benchmarks.rounding import ROUNDINGS, with_rounding
+from pixelrt.bench.resources import host_peak
+from pixelrt.bench.statistics import percentile
+from pixelrt.bundle import Bundle, open_bundle
+from pixelrt.errors import BackendError
+from pixelrt.geometry import Size
+from pixelrt.grid import grid_size
+from pixelrt.manifest import Graph, GraphRole
+from pixelrt.runtime.backends import openvino_source
+from pixelrt.runtime.backends.base import BackendInfo, Offer, Session
+from pixelrt.runtime.backends.onnxruntime import OnnxRuntimeCpu, OnnxRuntimeSession, run_ort
+from pixelrt.runtime.backends.openvino import OnnxRuntimeOpenVino
+from pixelrt.runtime.backends.openvino_cache import worth_keeping
+from pixelrt.runtime.backends.openvino_source import Source
+from pixelrt.runtime.backends.select import Choice, offers_of, open_session
+from pixelrt.runtime.machine import processor_name, usable_cpus
+from pixelrt.runtime.verify import check_all
+
+BACKEND = OnnxRuntimeOpenVino()
+PLAIN = "onnxruntime"
+ROUNDS = 11
+TURN_SECONDS = 0.25
+
+
+def psnr_rows(bundle: Bundle, _size: Size, _rounds: int) -> Iterator[OpenVinoRow]:
+    """The worst samples in each precision, then with bfloat16 rounding alone, in float32."""
+    for offer in offers_of(BACKEND, bundle, "core"):
+        try:
+            with offer.open() as session:
+                yield OpenVinoRow("psnr", offer.info.precision, worst_samples(bundle, session))
+        except BackendError as exc:  # the hint was not followed
+            yield OpenVinoRow("psnr", offer.info.precision, {}, reason=f"{exc.message}")
+    import onnx_ir as ir
+
+    graph = bundle.component.graph("core")
+    model = ir.load(bundle.path(graph.file))
+    info = BackendInfo(PLAIN, "", processor_name(), "float32")
+    for rounding in ROUNDINGS:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "rounded.onnx")
+            ir.save(with_rounding(model, rounding), file)
+            other = replace(graph, file=str(file), data=[])
+            with OnnxRuntimeSession(bundle, other, info, usable_cpus()) as session:
+                facts = worst_samples(bundle, session)
+        yield OpenVinoRow("psnr", rounding.name, facts, note="emulated in float32")
+
+
+def worst_samples(bundle: Bundle, session: Session) -> dict[str, float]:
+    """The lowest PSNR of the bundle's samples against PyTorch, by kind, and the largest error."""
+    facts: dict[str, float] = {}
+    for check in check_all(bundle, session, "core"):
+        kind, found = check.sample.kind, check.comparison
+        facts[kind] = min(facts.get(kind, math.inf), found.psnr)
+        facts["max_abs"] = max(facts.get("max_abs", 0.0), min(found.max_abs, 1e9))
+    return facts
+
+
+def opening_rows(bundle: Bundle, _size: Size, rounds: int) -> Iterator[OpenVinoRow]:
+    """Opening the graph by compiling it and by reading what was compiled, in turn, in a cache
+    of its own, whatever pixelrt itself would choose."""
+    source = running_source(bundle)
+
+    def open_kept(kept: bool) -> float:
+        with patch.object(openvino_source, "worth_keeping", lambda *_: kept):
+            return timed(source.open)
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.dict(os.environ, {"PIXELRT_CACHE": folder}),
+    ):
+        turns = (partial(open_kept, False), partial(open_kept, True))
+        compiled, read = (percentile(times, 50) for times in interleave(turns, rounds))
+    kept = worth_keeping(bundle, source.graph)
+    facts = {"compiled": compiled, "read": read, "kept": float(kept)}
+    yield OpenVinoRow("opening", source.settings.precision, facts)
+
+
+def shape_rows(bundle: Bundle, size: Size, rounds: int) -> Iterator[OpenVinoRow]:
+    """Runs of the graph for any shape and of the one for this shape, in turn."""
+    feeds = feeds_of(bundle, bundle.component.graph("image"), size)
+    (shape,) = (array.shape for array in feeds.values())
+    for precision, source in sources_of(bundle, "image").items():
+        outputs = tuple(source.graph.outputs)
+        fixed = source.fixed(shape)
+        turns = []
+        for one in (source, fixed):
+            run = partial(run_ort, one.open(), outputs, feeds)
+            run()
+            turns.append(partial(median_run, run))
+        times = interleave(tuple(turns), rounds)
+        ratios = [fast / slow for slow, fast in zip(*times, strict=True)]
+        facts = {
+            "any shape": percentile(times[0], 50),
+            "one shape": percentile(times[1], 50),
+            "saved": 1 - percentile(ratios, 50),
+            "compiling": percentile([timed(fixed.open) for _ in range(3)], 50),
+        }
+        yield OpenVinoRow("shape", precision, facts)
+
+
+def memory_rows(bundle: Bundle, size: Size, _rounds: int) -> Iterator[OpenVinoRow]:
+    """Growth of a process's peak from ``size`` to twice its sides, by input pixel."""
+    large = Size(2 * size.height, 2 * size.width)
+    grown = grid_size(large, bundle.manifest.image).pixels
+    grown -= grid_size(size, bundle.manifest.image).pixels
+    names = (PLAIN, *(offer.info.precision for offer in offers_of(BACKEND, bundle, "image")))
+    for name in names:
+        low, high = (run_isolated(peak_of, bundle.root, name, one) for one in (size, large))
+        facts = {"bytes per pixel": (high - low) / grown}
+        yield OpenVinoRow("memory", name, facts)
+    estimate = float(bundle.manifest.memory.per_pixel)
+    yield OpenVinoRow("memory", "estimate", {"bytes per pixel": estimate}, note="of the bundle")
+
+
+def peak_of(root: Path, name: str, size: Size) -> int:
+    """Peak memory of this process in one run: of plain onnxruntime or a precision of OpenVINO."""
+    bundle = open_bundle(root)
+    backend, precision = (OnnxRuntimeCpu(), "auto") if name == PLAIN else (BACKEND, name)
+    offer: Offer = offers_of(backend, bundle, "image", precision)[0]
+    feeds = feeds_of(bundle, bundle.component.graph("image"), size)
+    with offer.open() as session, host_peak() as peak:
+        session.infer(feeds)
+    if not peak.value:
+        raise BackendError("memory cannot be measured here", found=peak.method)
+    return peak.value
+
+
+def sources_of(bundle: Bundle, role: GraphRole) -> dict[str, Source]:
+    """What pixelrt gives OpenVINO to compile, by precision, best first."""
+    found = {}
+    for offer in offers_of(BACKEND, bundle, role):
+        assert isinstance(offer.open, partial)
+        source: Source = offer.open.args[0]
+        found[offer.info.precision] = source
+    return found
+
+
+def running_source(bundle: Bundle) -> Source:
+    """The one in the precision that the bundle's reference outputs allow here."""
+    with open_session(bundle, "image", Choice(BACKEND.name)).session as session:
+        return sources_of(bundle, "image")[session.info.precision]
+
+
+def feeds_of(bundle: Bundle, graph: Graph, size: Size) -> dict[str, Any]:
+    """Noise of ``size``, padded to the grid, for an ``image`` graph."""
+    spec = bundle.manifest.image
+    padded = grid_size(size, spec)
+    shape = (1, padded.height, padded.width, spec.channels_in)
+    return {graph.inputs[0].name: np.random.default_rng(0).integers(0, 256, shape, np.uint8)}
+
+
+def timed(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def median_run(run: Callable[[], object]) -> float:
+    """The median of the runs of at least a quarter of a second."""
+    times: list[float] = []
+    while not times or sum(times) < TURN_SECONDS:
+        times.append(timed(run))
+    return percentile(times, 50)
