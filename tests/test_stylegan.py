@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from pixelrt import load
 from pixelrt.cli.main import run
 from pixelrt.errors import BundleError, UsageError
 from pixelrt.export.families.stylegan2 import random
@@ -88,6 +89,4 @@ def test_what_does_not_fit_is_refused(bundle: Path, model: StyleGan2) -> None:
     with pytest.raises(UsageError, match="no classes"):
         model.latents([1], labels=[0])
     with pytest.raises(BundleError, match="several networks"):
-        from pixelrt import load
-
         load(bundle)

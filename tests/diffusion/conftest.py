@@ -33,6 +33,8 @@ class Exported:
 
 def exported(root: Path, make: Callable[[Path], Any]) -> Exported:
     pipe = make(root)
+    # As users have it: diffusers forgets which options of a scheduler were left out.
+    pipe.scheduler = type(pipe.scheduler).from_pretrained(root / "pipe" / "scheduler")
     pipe.set_progress_bar_config(disable=True)
     bundle = export_diffusion(root / "pipe", root / "small.pixelrt")
     return Exported(pipe, root / "pipe", bundle)
