@@ -87,7 +87,7 @@ def generate(
         precision=options["precision"],
         low_memory=options["low_memory"],
     ) as pipeline:
-        with _steps(quiet=options["quiet"]) as step:
+        with _steps(options["steps"], quiet=options["quiet"]) as step:
             call = call_options(options, latent=latent)
             made = run(pipeline, {**call, "callback": step})
         if not options["quiet"]:
@@ -140,8 +140,10 @@ def targets_of(output: Path, count: int) -> list[Path]:
 
 
 @contextmanager
-def _steps(*, quiet: bool) -> Iterator[Callable[[StepInfo], None] | None]:
+def _steps(count: int, *, quiet: bool) -> Iterator[Callable[[StepInfo], None] | None]:
     with tile_bar("denoising", enabled=not quiet, counts="steps") as bar:
+        if bar:
+            bar(0, count)
         yield bar and (lambda info: bar(info.number + 1, info.steps))
 
 

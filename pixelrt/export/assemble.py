@@ -6,6 +6,7 @@ import gc
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -32,7 +33,7 @@ EXPORTED = "exported.json"
 @dataclass(frozen=True)
 class Plan:
     """What a bundle is made of. ``parts`` loads one network after the other, so that only one is
-    in memory; ``assets`` by name."""
+    in memory; ``assets`` by name; ``libraries``: whose versions matter beside the usual ones."""
 
     family: str
     variant: str
@@ -40,6 +41,10 @@ class Plan:
     settings: msgspec.Struct
     assets: dict[str, bytes]
     parts: Callable[[], Iterator[Part]]
+    libraries: tuple[str, ...] = ()
+
+    def made_by(self) -> dict[str, str]:
+        return made_by() | {name: version(name) for name in self.libraries}
 
 
 class Exported(msgspec.Struct, frozen=True):
@@ -55,7 +60,7 @@ def assemble(plan: Plan, output: Path, *, overwrite: bool, report: Report) -> Pa
     An interrupted export goes on with the first network that was not finished. Raises
     ``CheckpointError``, ``ExportError``, ``OutputError`` or ``UsageError``.
     """
-    key = [plan.family, plan.variant, plan.source, plan.settings, made_by()]
+    key = [plan.family, plan.variant, plan.source, plan.settings, plan.made_by()]
     with Workspace(key) as work:
         done = [_stage(work, part, report) for part in plan.parts()]
         report("write")
@@ -95,6 +100,6 @@ def _manifest(plan: Plan, output: Path, exported: list[Exported], folder: Path) 
         source=plan.source,
         networks=[one.network for one in exported],
         fidelity=[measured for one in exported for measured in one.measured],
-        made_by=made_by(),
+        made_by=plan.made_by(),
         files=describe_files(folder, FOLDERS),
     )

@@ -102,7 +102,8 @@ def plan_of(folder: DiffusersFolder, controlnets: Sequence[Path] = ()) -> Plan:
 
     weights = digest_of([*folder.weights(), *(f for net in controlnets for f in weights_of(net))])
     source = Source("checkpoint", Path(folder.name).name, weights)
-    return Plan(family, folder.pipeline, source, settings, assets, parts)
+    libraries = ("diffusers", "tokenizers")
+    return Plan(family, folder.pipeline, source, settings, assets, parts, libraries)
 
 
 _COUNTS: dict[TimeIds, int] = {"": 0, "base": 6, "refiner": 5}
