@@ -204,6 +204,7 @@ def test_low_memory_keeps_one_network_open(sd: Exported) -> None:
     ("mode", "options", "error", "words"),
     [
         ("text_to_image", {"width": 100, "height": 64}, InputError, "multiples of 8"),
+        ("text_to_image", {"width": 16, "height": 64}, InputError, "at least 24"),
         ("text_to_image", {"num_inference_steps": 0}, UsageError, "steps"),
         ("text_to_image", {"scheduler": "best"}, UsageError, "best"),
         ("text_to_image", {"colour": "red"}, UsageError, "no option colour"),

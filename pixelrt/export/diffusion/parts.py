@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,20 +44,32 @@ def unet_part(model: Any, controls: list[Any], scale: int, time_ids: int = 0) ->
     """See ``UNet``. ``scale``: pixels for each latent; ``time_ids``: how many there are."""
     config = model.config
     extra = extra_inputs(config, len(controls))
-    samples = [_unet_sample(config, extra, sides, scale, time_ids) for sides in SIZES]
+    low = least_side(len(config.block_out_channels))
+    height, width = Axis("h", low=low), Axis("w", low=low)
+    latents = {0: BATCH, 2: height, 3: width}
+    least = max(low, SIZES[0][0])
+    sizes = ((least, least + 4), (least + 3, least))
+    samples = [
+        _unet_sample(config, extra, sides, scale, time_ids, (number + 1) * CONTEXT)
+        for number, sides in enumerate(sizes)
+    ]
     inputs: dict[str, dict[int, Axis]] = {
-        "latents": {0: BATCH, **SIDES},
+        "latents": latents,
         "timestep": {0: BATCH},
         "text": {0: BATCH, 1: TOKENS},
     }
     for name in extra:
         if name.startswith("control"):
-            inputs[name] = {0: BATCH, 2: Axis("h", scale), 3: Axis("w", scale)}
+            inputs[name] = {0: BATCH, 2: replace(height, step=scale), 3: replace(width, step=scale)}
         else:
             inputs[name] = {} if name.startswith("scale") else {0: BATCH}
-    return Part(
-        "unet", UNet(model, controls, extra), inputs, {"noise": {0: BATCH, **SIDES}}, samples
-    )
+    return Part("unet", UNet(model, controls, extra), inputs, {"noise": latents}, samples)
+
+
+def least_side(levels: int) -> int:
+    """Of the latents of a UNet with so many levels: at the last one a side is 2 at least. A side
+    of 1 would be spread over its neighbours, which is another graph."""
+    return int(2 ** (levels - 1)) + 1
 
 
 def extra_inputs(config: Any, controls: int) -> list[str]:
@@ -74,7 +87,7 @@ def extra_inputs(config: Any, controls: int) -> list[str]:
 
 
 def _unet_sample(
-    config: Any, extra: list[str], sides: tuple[int, int], scale: int, count: int
+    config: Any, extra: list[str], sides: tuple[int, int], scale: int, count: int, tokens: int
 ) -> tuple[torch.Tensor, ...]:
     batch = 2
     height, width = sides
@@ -87,7 +100,7 @@ def _unet_sample(
     values = [
         noise((batch, int(config.in_channels), height, width), 1),
         torch.tensor([981.0, 41.0]),
-        noise((batch, CONTEXT if sides == SIZES[0] else 2 * CONTEXT, _text_width(config)), 2),
+        noise((batch, tokens, _text_width(config)), 2),
     ]
     for name in extra:
         if name in made:

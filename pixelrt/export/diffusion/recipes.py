@@ -8,7 +8,7 @@ from typing import Any
 
 from pixelrt.errors import CheckpointError
 from pixelrt.export.assemble import Plan
-from pixelrt.export.diffusion.parts import text_part, unet_part, vae_parts
+from pixelrt.export.diffusion.parts import least_side, text_part, unet_part, vae_parts
 from pixelrt.export.diffusion.source import (
     DiffusersFolder,
     digest_of,
@@ -77,6 +77,7 @@ def plan_of(folder: DiffusersFolder, controlnets: Sequence[Path] = ()) -> Plan:
         scaling=float(vae.get("scaling_factor", 0.18215)),
         sample_size=_side(unet["sample_size"]),
         multiple=scale,
+        minimum=scale * least_side(len(unet["block_out_channels"])),
         unet_channels=int(unet["in_channels"]),
         text=text,
         controls=len(nets),

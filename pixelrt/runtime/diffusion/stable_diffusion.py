@@ -178,7 +178,7 @@ class StableDiffusion(Closing):
 
     def _size(self, call: Call, image: Any) -> Size:
         """What is asked for, or the picture's, or the network's own."""
-        step = self.settings.multiple
+        step, least = self.settings.multiple, self.settings.minimum
         own = self.settings.sample_size * self.settings.latent_scale
         given = Size(own, own)
         if image is not None:
@@ -186,12 +186,12 @@ class StableDiffusion(Closing):
             # diffusers takes a picture down to its grid, too
             given = Size(found.height - found.height % step, found.width - found.width % step)
         height, width = call.height or given.height, call.width or given.width
-        if height % step or width % step or height < step or width < step:
+        if height % step or width % step or min(height, width) < least:
             raise InputError(
                 "the size is off the grid of this pipeline",
                 found=f"{width}x{height}",
-                expected=f"width and height multiples of {step}",
-                hint=f"{_near(width, step)}x{_near(height, step)} is near",
+                expected=f"width and height multiples of {step}, at least {least}",
+                hint=f"{_near(width, step, least)}x{_near(height, step, least)} is near",
             )
         return Size(height, width)
 
@@ -257,8 +257,8 @@ def _normal(generator: np.random.Generator) -> Noise:
     return lambda shape: generator.standard_normal(shape, np.float32)
 
 
-def _near(length: int, step: int) -> int:
-    return max(step, round(length / step) * step)
+def _near(length: int, step: int, least: int) -> int:
+    return max(least, round(length / step) * step)
 
 
 def _spread(values: Values, count: int, what: str) -> Values:
