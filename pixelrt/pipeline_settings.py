@@ -30,10 +30,10 @@ class DiffusionSettings(msgspec.Struct, frozen=True, kw_only=True):
     ``scheduler``: diffusers' configuration of one. ``latent_scale``: pixels for each latent,
     on both axes. ``scaling``: latents are the VAE's times this. ``multiple``: sides of
     pictures are multiples of this many pixels, and at least ``minimum``. ``unet_channels``: 4
-    for plain latents, 9 with mask and masked picture. ``time_ids``: what the UNet is told of sizes, ``base`` six numbers,
-    ``refiner`` five. ``guidance_width``: length of the embedding of the guidance scale, 0 for
-    none. ``controls``: how many ControlNets the UNet's graph holds.
-    ``empty_is_zero``: no negative prompt means zeros. ``safety_checker``: whether the
+    for plain latents, 9 with mask and masked picture. ``time_ids``: what the UNet is told of
+    sizes, ``base`` six numbers, ``refiner`` five. ``guidance_width``: length of the embedding
+    of the guidance scale, 0 for none. ``controls``: how many ControlNets the UNet's graph
+    holds. ``empty_is_zero``: no negative prompt means zeros. ``safety_checker``: whether the
     original pipeline had one; it is never part of a bundle.
     """
 
