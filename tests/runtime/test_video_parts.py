@@ -83,9 +83,12 @@ def test_colours_are_those_of_the_standard(matrix: int, full: bool, depth: int) 
     form = VideoFormat("yuv444p" if depth == 8 else f"yuv444p{depth}le", 64, 48)
     back = FromRGB(colour, form)(found)
     assert (back.colorspace, back.color_range) == (matrix, 2 if full else 1)
-    off = np.abs(planes_of(back, depth).astype(int) - levels)
-    assert off.max() <= 1
-    assert off.mean() < (0.2 if depth == 8 else 1e-3)
+    off = planes_of(back, depth).astype(int) - levels
+    assert np.abs(off).max() <= 1
+    # libswscale's chroma of full range is half a level low in 8 bits; nothing else drifts.
+    drift = np.abs(off.mean(axis=(1, 2)))
+    assert drift[0] < (0.1 if depth == 8 else 1e-3)
+    assert drift[1:].max() < ((0.6 if full else 0.1) if depth == 8 else 1e-3)
 
 
 @pytest.mark.parametrize("form", ["yuv420p", "yuv420p10le", "yuv422p12le"])
