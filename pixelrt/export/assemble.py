@@ -32,7 +32,7 @@ EXPORTED = "exported.json"
 @dataclass(frozen=True)
 class Plan:
     """What a bundle is made of. ``parts`` loads one network after the other, so that only one is
-    in memory; ``assets`` by name."""
+    in memory; ``assets`` by name; ``choices``: what else decides the result, as JSON."""
 
     family: str
     variant: str
@@ -40,6 +40,7 @@ class Plan:
     settings: msgspec.Struct
     assets: dict[str, bytes]
     parts: Callable[[], Iterator[Part]]
+    choices: object = None
 
 
 class Exported(msgspec.Struct, frozen=True):
@@ -55,7 +56,7 @@ def assemble(plan: Plan, output: Path, *, overwrite: bool, report: Report) -> Pa
     An interrupted export goes on with the first network that was not finished. Raises
     ``CheckpointError``, ``ExportError``, ``OutputError`` or ``UsageError``.
     """
-    key = [plan.family, plan.variant, plan.source, plan.settings, made_by()]
+    key = [plan.family, plan.variant, plan.source, plan.settings, plan.choices, made_by()]
     with Workspace(key) as work:
         done = [_stage(work, part, report) for part in plan.parts()]
         report("write")
