@@ -20,7 +20,7 @@ from pixelrt.export.diffusion.layouts import configs_of, index_of, layout_of
 from pixelrt.export.diffusion.pipeline import export_diffusion
 from pixelrt.export.diffusion.prediction import prediction_of
 from pixelrt.export.diffusion.recipes import plan_of
-from pixelrt.export.diffusion.single_file import SingleFile, open_single_file
+from pixelrt.export.diffusion.single_file import SingleFile, check_complete, open_single_file
 from pixelrt.export.diffusion.source import open_diffusers
 from tests.diffusion import models, original
 
@@ -273,7 +273,10 @@ def test_the_published_networks_are_found_by_their_shapes(name: str) -> None:
         for key, value in {**config, "vocab_size": 49408, "max_position_embeddings": 77}.items():
             assert configs[part][key] == value, (part, key)
         assert configs[part]["eos_token_id"] == 49407
-    assert index_of(layout, configs["unet"], name)["_class_name"] == pipeline
+    index = index_of(layout, configs["unet"], name)
+    assert index["_class_name"] == pipeline
+    # Every weight of the networks described is there, in the right shape.
+    check_complete(SingleFile(Path(name), name, index, configs, state, layout, {}))
 
 
 def test_what_is_predicted_is_told_from_the_last_step() -> None:

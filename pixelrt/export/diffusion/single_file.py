@@ -121,7 +121,7 @@ def open_single_file(
     for part in given.keys() & index.keys():
         check_options(index[part][1], given[part])
     file = SingleFile(Path(source), str(source), index, configs, tensors, layout, folders)
-    _check_complete(file)
+    check_complete(file)
     scheduler = given.get("scheduler", {})
     prediction = scheduler.get("prediction_type") or _prediction(file)
     found = scheduler_of(layout, prediction, zero_snr="ztsnr" in tensors)
@@ -200,7 +200,7 @@ def _prediction(file: SingleFile) -> Prediction:
 # -- weights --------------------------------------------------------------------------------
 
 
-def _check_complete(file: SingleFile) -> None:
+def check_complete(file: SingleFile) -> None:
     """Raises ``CheckpointError`` before anything is exported, with shapes alone."""
     for part in ("unet", "vae", *(one.part for one in file.layout.encoders)):
         prefix, convert = file.converter(part)
