@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pixelrt.cli.inspect import describe, describe_pipeline
 from pixelrt.cli.terminal import note
 from pixelrt.errors import BackendError, CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from pixelrt.export.diffusion.lora import LoraFile
 
 NEEDED = ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "transformers", "safetensors")
 DIFFUSION = "diffusion"
@@ -55,6 +59,20 @@ TITLES = {
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder of a ControlNet to put into a diffusion pipeline; may be repeated.",
 )
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="FILE[:SCALE]",
+    help="LoRA to merge into a diffusion pipeline, by default at scale 1; may be repeated.",
+)
+@click.option(
+    "--tokenizer",
+    "tokenizers",
+    multiple=True,
+    metavar="FOLDER|HUB_ID",
+    help="Tokenizer of a diffusion pipeline in a single file; may be repeated.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that exists.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def command(
@@ -64,11 +82,14 @@ def command(
     config: Path | None,
     seed: int | None,
     controlnets: tuple[Path, ...],
+    loras: tuple[str, ...],
+    tokenizers: tuple[str, ...],
     overwrite: bool,
     quiet: bool,
 ) -> None:
     """Export SOURCE to a bundle: a checkpoint (.safetensors, .pth, .pt, .pth.tar), a Hugging
-    Face folder, a diffusers pipeline, or a hub id (the only thing that is ever downloaded).
+    Face folder, a diffusers pipeline, a Stable Diffusion checkpoint (with --family diffusion),
+    or a hub id (the only thing that is ever downloaded).
 
     Nothing is written unless the ONNX graph reproduces PyTorch. An interrupted export goes
     on where it was when it is run again.
@@ -80,10 +101,22 @@ def command(
     from pixelrt.export.pipeline import export_bundle
 
     if family == DIFFUSION or is_diffusers(source):
-        _export_diffusion(source, output, controlnets, overwrite=overwrite, quiet=quiet)
+        _export_diffusion(
+            source,
+            output,
+            quiet=quiet,
+            controlnets=controlnets,
+            loras=loras,
+            tokenizers=tokenizers,
+            config=settings,
+            overwrite=overwrite,
+        )
         return
-    if controlnets:
-        raise UsageError("--controlnet goes with a diffusers pipeline only")
+    if controlnets or loras or tokenizers:
+        raise UsageError(
+            "--controlnet, --lora and --tokenizer go with a diffusion pipeline only",
+            hint="name a diffusers folder, or add --family diffusion",
+        )
     if family == STYLEGAN:
         _export_stylegan(source, output, settings, seed, overwrite=overwrite, quiet=quiet)
         return
@@ -102,18 +135,36 @@ def command(
 
 
 def _export_diffusion(
-    source: str | None, output: Path, controlnets: tuple[Path, ...], *, overwrite: bool, quiet: bool
+    source: str | None, output: Path, *, quiet: bool, loras: tuple[str, ...], **options: Any
 ) -> None:
     _require_extra(("diffusers", "tokenizers"))
     if source is None:
-        raise UsageError("nothing to export", hint="name a diffusers folder or a hub id")
+        raise UsageError("nothing to export", hint="name a diffusers folder, a file or a hub id")
     from pixelrt.export.diffusion.pipeline import export_diffusion
     from pixelrt.pipeline_bundle import open_pipeline
 
-    report = _part_report(quiet=quiet)
-    export_diffusion(source, output, controlnets=controlnets, overwrite=overwrite, report=report)
+    files = [_lora(text) for text in loras]
+    export_diffusion(source, output, loras=files, report=_part_report(quiet=quiet), **options)
     if not quiet:
         click.echo(describe_pipeline(open_pipeline(output)))
+
+
+def _lora(text: str) -> LoraFile:
+    """``FILE`` or ``FILE:SCALE``."""
+    from pixelrt.export.diffusion.lora import LoraFile
+
+    name, _, tail = text.rpartition(":")
+    if not name or Path(text).is_file():
+        return LoraFile(Path(text))
+    try:
+        scale = float(tail)
+    except ValueError:
+        scale = math.nan
+    if not math.isfinite(scale):
+        raise UsageError(
+            f"--lora {text}: the scale is no number", found=tail, expected="FILE or FILE:SCALE"
+        )
+    return LoraFile(Path(name), scale)
 
 
 def _export_stylegan(

@@ -33,7 +33,8 @@ EXPORTED = "exported.json"
 @dataclass(frozen=True)
 class Plan:
     """What a bundle is made of. ``parts`` loads one network after the other, so that only one is
-    in memory; ``assets`` by name; ``libraries``: whose versions matter beside the usual ones."""
+    in memory; ``assets`` by name; ``libraries``: whose versions matter beside the usual ones;
+    ``choices``: what else decides the result, as JSON."""
 
     family: str
     variant: str
@@ -42,6 +43,7 @@ class Plan:
     assets: dict[str, bytes]
     parts: Callable[[], Iterator[Part]]
     libraries: tuple[str, ...] = ()
+    choices: object = None
 
     def made_by(self) -> dict[str, str]:
         return made_by() | {name: version(name) for name in self.libraries}
@@ -60,7 +62,7 @@ def assemble(plan: Plan, output: Path, *, overwrite: bool, report: Report) -> Pa
     An interrupted export goes on with the first network that was not finished. Raises
     ``CheckpointError``, ``ExportError``, ``OutputError`` or ``UsageError``.
     """
-    key = [plan.family, plan.variant, plan.source, plan.settings, plan.made_by()]
+    key = [plan.family, plan.variant, plan.source, plan.settings, plan.choices, plan.made_by()]
     with Workspace(key) as work:
         done = [_stage(work, part, report) for part in plan.parts()]
         report("write")

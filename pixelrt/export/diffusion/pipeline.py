@@ -1,13 +1,17 @@
-"""A diffusers pipeline to a verified bundle."""
+"""A Stable Diffusion pipeline to a verified bundle."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from pixelrt.errors import UsageError
 from pixelrt.export.assemble import Report, assemble
+from pixelrt.export.diffusion.lora import LoraFile
 from pixelrt.export.diffusion.recipes import plan_of
-from pixelrt.export.diffusion.source import open_diffusers
+from pixelrt.export.diffusion.single_file import is_single_file, open_single_file
+from pixelrt.export.diffusion.source import DiffusersFolder, open_diffusers
 from pixelrt.export.pipeline import check_output
 
 
@@ -16,14 +20,33 @@ def export_diffusion(
     output: Path,
     *,
     controlnets: Sequence[Path] = (),
+    loras: Sequence[LoraFile] = (),
+    tokenizers: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     report: Report = lambda part: None,
 ) -> Path:
-    """Write a verified bundle of a diffusers folder or hub id to ``output``; gives ``output``.
+    """Write a verified bundle of a diffusers folder, a hub id or a single checkpoint file to
+    ``output``; gives ``output``.
 
-    ``controlnets``: folders of ControlNets that become part of the UNet's graph. Raises as
-    ``assemble`` does.
+    ``controlnets``: folders of ControlNets that become part of the UNet's graph. ``loras``: files
+    merged into the weights. ``tokenizers`` and ``config``: for a single file, see
+    ``open_single_file``. Raises as ``assemble`` does.
     """
     check_output(output, overwrite)
-    plan = plan_of(open_diffusers(source), controlnets)
+    plan = plan_of(_opened(source, tokenizers, config), controlnets, loras)
     return assemble(plan, output, overwrite=overwrite, report=report)
+
+
+def _opened(
+    source: str | Path, tokenizers: Sequence[str], config: Mapping[str, Any] | None
+) -> DiffusersFolder:
+    if is_single_file(source):
+        return open_single_file(source, tokenizers, config)
+    if tokenizers or config is not None:
+        raise UsageError(
+            "--tokenizer and --config go with a single checkpoint file only",
+            found=str(source),
+            hint="a folder of diffusers has tokenizers and configurations of its own",
+        )
+    return open_diffusers(source)

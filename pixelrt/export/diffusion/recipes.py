@@ -8,6 +8,7 @@ from typing import Any
 
 from pixelrt.errors import CheckpointError
 from pixelrt.export.assemble import Plan
+from pixelrt.export.diffusion.lora import LoraFile, merge, read_loras
 from pixelrt.export.diffusion.parts import least_side, text_part, unet_part, vae_parts
 from pixelrt.export.diffusion.source import (
     DiffusersFolder,
@@ -49,9 +50,12 @@ FAMILIES = {
 """Pipelines of diffusers, and what runs them here."""
 
 
-def plan_of(folder: DiffusersFolder, controlnets: Sequence[Path] = ()) -> Plan:
+def plan_of(
+    folder: DiffusersFolder, controlnets: Sequence[Path] = (), loras: Sequence[LoraFile] = ()
+) -> Plan:
     """``controlnets``: folders of ControlNets to put into the UNet's graph, beside those that
-    the pipeline has. Raises ``CheckpointError`` for what cannot be exported."""
+    the pipeline has. ``loras``: files to merge into the weights. Raises ``CheckpointError`` for
+    what cannot be exported."""
     family = FAMILIES.get(folder.pipeline)
     if family is None:
         raise CheckpointError(
@@ -87,24 +91,36 @@ def plan_of(folder: DiffusersFolder, controlnets: Sequence[Path] = ()) -> Plan:
         safety_checker=bool(folder.class_of("safety_checker")),
     )
 
+    updates = read_loras(loras, folder)
+
+    def load(name: str) -> Any:
+        model = folder.load(name)
+        merge(model, updates.get(name, ()))
+        return model
+
     def parts() -> Iterator[Part]:
         for name, one in zip(encoders, text, strict=True):
             yield text_part(
                 name,
-                folder.load(name),
+                load(name),
                 length=one.tokenizer.model_max_length,
                 layer=2 if family == SDXL else 0,
                 normed=family == SD,
                 pooled=one.pooled,
             )
         controls = [load_component("diffusers", "ControlNetModel", path) for path in nets]
-        yield unet_part(folder.load("unet"), controls, scale, _COUNTS[time_ids])
+        yield unet_part(load("unet"), controls, scale, _COUNTS[time_ids])
         yield from vae_parts(folder.load("vae"), scale)
 
-    weights = digest_of([*folder.weights(), *(f for net in controlnets for f in weights_of(net))])
-    source = Source("checkpoint", Path(folder.name).name, weights)
+    files = [*folder.weights(), *(f for net in controlnets for f in weights_of(net))]
+    files += [one.path for one in loras]
+    title = " + ".join(
+        [Path(folder.name).name, *(f"{one.path.name}:{one.scale:g}" for one in loras)]
+    )
+    source = Source("checkpoint", title, digest_of(files))
+    choices = [folder.choices(), [one.scale for one in loras]]
     libraries = ("diffusers", "tokenizers")
-    return Plan(family, folder.pipeline, source, settings, assets, parts, libraries)
+    return Plan(family, folder.pipeline, source, settings, assets, parts, libraries, choices)
 
 
 _COUNTS: dict[TimeIds, int] = {"": 0, "base": 6, "refiner": 5}
@@ -116,7 +132,7 @@ def _text(
     number = name.removeprefix("text_encoder")
     config = folder.config(name)
     data, settings = export_tokenizer(
-        folder.path / f"tokenizer{number}",
+        folder.tokenizer(f"tokenizer{number}"),
         max_positions=config.get("max_position_embeddings", 77),
         vocab_size=config.get("vocab_size"),
     )

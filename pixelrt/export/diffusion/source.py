@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +71,17 @@ class DiffusersFolder:
             )
         return load_component(CLASSES[name], name, self.path / part)
 
+    def tokenizer(self, name: str) -> Path:
+        """The folder of a tokenizer."""
+        return self.path / name
+
+    def choices(self) -> object:
+        """What beside the weights decides the networks, as JSON."""
+        return {
+            str(path.relative_to(self.path)): read_object(path)
+            for path in sorted(self.path.glob("*/config.json"))
+        }
+
     def weights(self) -> list[Path]:
         """The weight files of all components, in the order of their paths."""
         return sorted(f for part in self.path.iterdir() if part.is_dir() for f in weights_of(part))
@@ -111,6 +125,39 @@ def load_component(library: str, name: str, folder: Path) -> Any:
             expected=f"all weights of the {name} that config.json describes",
         )
     return model.eval().requires_grad_(False)
+
+
+def build(name: str, config: Mapping[str, Any], *, meta: bool = False) -> Any:
+    """A model of a class of ``CLASSES`` with random weights, or, with ``meta``, with none.
+
+    Raises ``CheckpointError`` for options that do not fit together.
+    """
+    kind = getattr(__import__(CLASSES[name]), name)
+    place = torch.device("meta") if meta else nullcontext()
+    try:
+        with place:
+            if CLASSES[name] == "diffusers":
+                return kind.from_config(dict(config))
+            return kind(kind.config_class.from_dict(dict(config)))
+    # Both libraries raise whatever their layers raise.
+    except Exception as exc:
+        raise CheckpointError(
+            f"the configuration describes no {name}", found=f"{type(exc).__name__}: {exc!s:.500}"
+        ) from exc
+
+
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Raises ``CheckpointError`` for options that a class of ``CLASSES`` does not have."""
+    kind = getattr(__import__(CLASSES[name]), name)
+    diffusers = CLASSES[name] == "diffusers"
+    own = inspect.signature(kind).parameters if diffusers else vars(kind.config_class())
+    unknown = sorted(option for option in options if option not in own)
+    if unknown:
+        raise CheckpointError(
+            f"a {name} has no such option",
+            found=", ".join(unknown),
+            expected=", ".join(sorted(one for one in own if not one.startswith("_"))),
+        )
 
 
 def open_diffusers(source: str | Path) -> DiffusersFolder:
