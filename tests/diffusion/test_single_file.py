@@ -412,6 +412,6 @@ def test_the_command_writes_a_bundle_that_draws(sd: tuple[Any, Path], tmp_path: 
     arguments += ["--config", tmp_path / "config.json"]
     assert run([str(one) for one in arguments]) == 0
     arguments = ["txt2img", tmp_path / "a.pixelrt", "-p", "a cat", "-o", tmp_path / "cat.png"]
-    arguments += ["--steps", "2", "--height", "64", "--width", "64"]
+    arguments += ["--steps", "2", "--size", "64"]
     assert run([str(one) for one in arguments]) == 0
     assert (tmp_path / "cat.png").is_file()
