@@ -12,7 +12,7 @@ from pixelrt.errors import UsageError
 from pixelrt.geometry import Size
 from pixelrt.pipeline_settings import DiffusionSettings
 from pixelrt.runtime.diffusion.call import Call
-from pixelrt.runtime.diffusion.pictures import pictures
+from pixelrt.runtime.diffusion.pictures import colour_pictures
 from pixelrt.runtime.diffusion.prompts import Embeddings
 
 Values = NDArray[np.float32]
@@ -36,6 +36,7 @@ class Conditions:
         self._scale = np.float32(call.guidance_scale)
         self._rescale = call.guidance_rescale
         self._steps = steps
+        self._count = embeddings.count
         self._batch = embeddings.count * (2 if embeddings.guided else 1)
         self._fixed: dict[str, Values] = {"text": embeddings.text}
         if embeddings.pooled is not None and settings.time_ids:
@@ -95,12 +96,14 @@ class Conditions:
                 expected=str(count),
             )
         for number, image in enumerate(call.control_images):
-            found = pictures(image, size)
-            times, rest = divmod(self._batch, len(found))
-            if rest:
+            found = colour_pictures(image, size)
+            if len(found) not in (1, self._count):
                 raise UsageError(
-                    "there are not as many control images as pictures", found=str(len(found))
+                    "there are not as many control images as pictures",
+                    found=str(len(found)),
+                    expected=f"1 or {self._count}",
                 )
+            times = self._batch // len(found)
             self._fixed[f"control_{number}"] = np.concatenate([found] * times)
         scales, starts, ends = (
             _each(value, count, name)

@@ -44,6 +44,12 @@ def pictures(source: Any, size: Size | None = None) -> Values:
     return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
 
 
+def colour_pictures(source: Any, size: Size | None = None) -> Values:
+    """As ``pictures``, (N, 3, H, W): grey ones have three equal channels."""
+    found = pictures(source, size)
+    return np.repeat(found, 3, axis=1) if found.shape[1] == 1 else found
+
+
 def size_of(source: Any) -> Size:
     """Of the first picture."""
     return Size(*_batch(source).shape[1:3])

@@ -18,9 +18,9 @@ from pixelrt.runtime.closing import Closing
 from pixelrt.runtime.diffusion.call import Call, Generated, StepInfo, call_of
 from pixelrt.runtime.diffusion.conditions import Conditions
 from pixelrt.runtime.diffusion.pictures import (
+    colour_pictures,
     is_latents,
     masks,
-    pictures,
     shrunk_mask,
     size_of,
     to_pixels,
@@ -97,7 +97,7 @@ class StableDiffusion(Closing):
         latents = is_latents(image, self.settings.latent_channels)
         size = self._latent_size(image) if latents else self._size(call, image)
         job = self._job(call, size, strength=strength)
-        values = image if latents else self._encode(pictures(image, size) * 2 - 1, job.noise)
+        values = image if latents else self._encode(colour_pictures(image, size) * 2 - 1, job.noise)
         values = _spread(values, job.count, "images")
         if call.denoising_start is None:
             values = job.run.add_noise(values, self._draw(job))
@@ -123,7 +123,7 @@ class StableDiffusion(Closing):
             raise UsageError("inpainting needs an image and a mask_image")
         size = self._size(call, image)
         job = self._job(call, size, strength=strength)
-        pixels = pictures(image, size) * 2 - 1
+        pixels = colour_pictures(image, size) * 2 - 1
         mask = masks(mask_image, size)
         shows = self.settings.unet_channels == INPAINTING_CHANNELS
         original: Values | None = None
