@@ -14,15 +14,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from pixelrt.bundle_files import (
     MANIFEST,
     bundle_root,
+    decode_manifest,
     format_of,
     read_manifest,
+    unlisted,
 )
 from pixelrt.bundle_files import check_files as check_listed_files
 from pixelrt.errors import BundleError
@@ -101,10 +102,7 @@ def _decode(raw: bytes, root: Path) -> Manifest:
             expected=f"format {FORMAT}",
             hint="export it again with this version of pixelrt, or use the version that made it",
         )
-    try:
-        return msgspec.json.decode(raw, type=Manifest)
-    except (msgspec.MsgspecError, RecursionError) as exc:
-        raise BundleError(f"{root / MANIFEST} is malformed", found=str(exc)) from exc
+    return decode_manifest(raw, root, Manifest)
 
 
 def _check_references(manifest: Manifest, root: Path) -> None:
@@ -128,12 +126,11 @@ def _check_references(manifest: Manifest, root: Path) -> None:
         if sorted(graph.role for graph in component.graphs) != ["core", "image"]
     ]
     problems += [p for component in manifest.components for p in _variant_problems(component)]
-    listed = set(manifest.files)
     used = {s.file for s in manifest.references}
     for component in manifest.components:
         for graph in component.all_graphs():
             used |= {graph.file, *graph.data}
-    problems += [f"{name} is used but not listed under files" for name in sorted(used - listed)]
+    problems += unlisted(used, manifest.files)
     if problems:
         raise BundleError(f"{root / MANIFEST} is malformed", found="; ".join(problems))
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+import msgspec
 
 from pixelrt.errors import BundleError
 from pixelrt.files import sha256_file
 from pixelrt.manifest import FileEntry
+
+Kind = TypeVar("Kind", bound=msgspec.Struct)
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
@@ -53,6 +58,19 @@ def format_of(raw: bytes, root: Path) -> object:
         return json.loads(raw)["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise BundleError(f"{root / MANIFEST} is no manifest", found=str(exc)) from exc
+
+
+def decode_manifest(raw: bytes, root: Path, kind: type[Kind]) -> Kind:
+    """A manifest as ``kind``. Raises ``BundleError`` naming the field that is wrong."""
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        raise BundleError(f"{root / MANIFEST} is malformed", found=str(exc)) from exc
+
+
+def unlisted(used: Iterable[str], files: Mapping[str, FileEntry]) -> list[str]:
+    """In words, the files that a manifest uses and does not list."""
+    return [f"{name} is used but not listed under files" for name in sorted(set(used) - set(files))]
 
 
 def check_files(

@@ -18,7 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelrt.bundle import BundledNetwork
-from pixelrt.bundle_files import MANIFEST, bundle_root, format_of, read_manifest
+from pixelrt.bundle_files import (
+    MANIFEST,
+    bundle_root,
+    decode_manifest,
+    format_of,
+    read_manifest,
+    unlisted,
+)
 from pixelrt.bundle_files import check_files as check_listed_files
 from pixelrt.errors import BundleError
 from pixelrt.files import atomic_folder
@@ -127,10 +134,7 @@ def _decode(raw: bytes, root: Path) -> PipelineManifest:
             expected=f"format {PIPELINE_FORMAT}",
             hint="`pixelrt run` runs a bundle of one image-to-image network",
         )
-    try:
-        return msgspec.json.decode(raw, type=PipelineManifest)
-    except (msgspec.MsgspecError, RecursionError) as exc:
-        raise BundleError(f"{root / MANIFEST} is malformed", found=str(exc)) from exc
+    return decode_manifest(raw, root, PipelineManifest)
 
 
 def _check(manifest: PipelineManifest, root: Path) -> None:
@@ -152,8 +156,7 @@ def _check(manifest: PipelineManifest, root: Path) -> None:
             if plain and (graph.inputs, graph.outputs) != (plain.inputs, plain.outputs):
                 problems.append(f"network {name} has a variant with other inputs or outputs")
         used |= {sample.file for sample in one.samples}
-    listed = set(manifest.files)
-    problems += [f"{name} is used but not listed under files" for name in sorted(used - listed)]
+    problems += unlisted(used, manifest.files)
     if problems:
         raise BundleError(f"{root / MANIFEST} is malformed", found="; ".join(problems))
 
