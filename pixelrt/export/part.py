@@ -60,6 +60,11 @@ class Part:
     low_psnr: float = LOW_PSNR
 
 
+def noise(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Seeded samples, the same on every machine."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 def export_part(part: Part, graphs: Path, reference: Path) -> tuple[Network, list[Measured]]:
     """Write ``NAME.onnx``, ``NAME.bin`` and samples; hold the graph against PyTorch.
 

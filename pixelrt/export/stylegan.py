@@ -10,7 +10,6 @@ import numpy as np
 
 from pixelrt.export.assemble import Plan, Report, assemble
 from pixelrt.export.checkpoint import open_checkpoint
-from pixelrt.export.diffusion.modules import noise
 from pixelrt.export.families.stylegan2 import (
     NAME,
     VARIANTS,
@@ -19,7 +18,7 @@ from pixelrt.export.families.stylegan2 import (
     open_generator,
     random,
 )
-from pixelrt.export.part import Axis, Part
+from pixelrt.export.part import Axis, Part, noise
 from pixelrt.export.pipeline import check_output
 from pixelrt.export.recipe import Config
 from pixelrt.manifest import Source

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 NEVER_DIVIDES = 40
@@ -136,8 +135,3 @@ class Decoder(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         y: Tensor = self.decoder(self.first(latents))
         return y
-
-
-def noise(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Seeded samples, the same on every machine."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

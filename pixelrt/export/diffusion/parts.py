@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from pixelrt.export.diffusion.modules import Decoder, Encoder, TextEncoder, UNet, noise
-from pixelrt.export.part import Axis, Part
+from pixelrt.export.diffusion.modules import Decoder, Encoder, TextEncoder, UNet
+from pixelrt.export.part import Axis, Part, noise
 
 BATCH, TOKENS = Axis("B", high=63), Axis("T")
 """Of 64 and more, PyTorch enlarges in another way, which is another graph."""

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pixelrt.export.diffusion.modules import noise
+from pixelrt.export.part import noise
 
 Prediction = Literal["epsilon", "v_prediction"]
 LAST = 999
