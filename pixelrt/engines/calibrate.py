@@ -98,7 +98,9 @@ def measure_shapes(model: ir.Model, sample: Feed) -> dict[str, tuple[int, ...]]:
         node = ir.node("Shape", [value])
         node.outputs[0].name = names[value.name] = f"{value.name}__shape"
         node.outputs[0].type = ir.TensorType(ir.DataType.INT64)
-        graph.append(node)
+        producer = value.producer()
+        assert producer is not None
+        graph.insert_after(producer, node)
         graph.outputs.append(node.outputs[0])
     result = Runner(model, list(names.values()))(sample)
     shapes = {str(name): tuple(result[shape].tolist()) for name, shape in names.items()}
@@ -136,6 +138,8 @@ def _as_declared(array: Array, kind: str) -> Array:
 def _session(model: ir.Model) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    # Shapes are read as soon as they are there, and the values behind them are let go.
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     providers = ["CPUExecutionProvider"]
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
     try:
