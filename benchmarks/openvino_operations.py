@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -41,7 +40,7 @@ def operation_rows(bundle: Bundle, size: Size, rounds: int) -> Iterator[OpenVino
     path = bundle.path(source.graph.file)
     feeds = feeds_of(bundle, source.graph, size)
     (feed,) = feeds.values()
-    settings = json.loads(source.settings.load_config())["CPU"] | {"PERF_COUNT": "YES"}
+    settings = source.settings.properties() | {"PERF_COUNT": "YES"}
     core = ov.Core()
     model = core.read_model(str(path))
     model.reshape(list(feed.shape))
@@ -98,7 +97,7 @@ def grouped(
     for kernel, each in zip(kernels, seconds, strict=True):
         names = kernel["originalLayersNames"].split(",")
         sums = sum(left.pop(name.removesuffix(PRODUCT_ALONE), 0) for name in names)
-        if kernel["execTimeMcs"] == NOT_RUN and not sums:
+        if kernel["execTimeMcs"] == NOT_RUN and not sums and not each:
             continue
         group = groups.setdefault(f"{kernel['layerType']} {kernel['primitiveType']}", {})
         for name, value in (("count", 1.0), ("seconds", each), ("multiply-adds", float(sums))):

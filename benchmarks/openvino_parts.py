@@ -31,15 +31,14 @@ from pixelrt.grid import grid_size
 from pixelrt.manifest import Graph, GraphRole
 from pixelrt.runtime.backends import openvino_source
 from pixelrt.runtime.backends.base import BackendInfo, Offer, Session
-from pixelrt.runtime.backends.onnxruntime import OnnxRuntimeCpu, OnnxRuntimeSession, run_ort
-from pixelrt.runtime.backends.openvino import OnnxRuntimeOpenVino
+from pixelrt.runtime.backends.onnxruntime import OnnxRuntimeCpu, OnnxRuntimeSession
+from pixelrt.runtime.backends.openvino import openvino_here
 from pixelrt.runtime.backends.openvino_cache import worth_keeping
 from pixelrt.runtime.backends.openvino_source import Source
 from pixelrt.runtime.backends.select import Choice, offers_of, open_session
 from pixelrt.runtime.machine import processor_name, usable_cpus
 from pixelrt.runtime.verify import check_all
 
-BACKEND = OnnxRuntimeOpenVino()
 PLAIN = "onnxruntime"
 ROUNDS = 11
 TURN_SECONDS = 0.25
@@ -47,7 +46,7 @@ TURN_SECONDS = 0.25
 
 def psnr_rows(bundle: Bundle, _size: Size, _rounds: int) -> Iterator[OpenVinoRow]:
     """The worst samples in each precision, then with bfloat16 rounding alone, in float32."""
-    for offer in offers_of(BACKEND, bundle, "core"):
+    for offer in offers_of(openvino_here(), bundle, "core"):
         try:
             with offer.open() as session:
                 yield OpenVinoRow("psnr", offer.info.precision, worst_samples(bundle, session))
@@ -107,7 +106,7 @@ def shape_rows(bundle: Bundle, size: Size, rounds: int) -> Iterator[OpenVinoRow]
         fixed = source.fixed(shape)
         turns = []
         for one in (source, fixed):
-            run = partial(run_ort, one.open(), outputs, feeds)
+            run = partial(one.open().run, outputs, feeds)
             run()
             turns.append(partial(median_run, run))
         times = interleave(tuple(turns), rounds)
@@ -126,7 +125,10 @@ def memory_rows(bundle: Bundle, size: Size, _rounds: int) -> Iterator[OpenVinoRo
     large = Size(2 * size.height, 2 * size.width)
     grown = grid_size(large, bundle.manifest.image).pixels
     grown -= grid_size(size, bundle.manifest.image).pixels
-    names = (PLAIN, *(offer.info.precision for offer in offers_of(BACKEND, bundle, "image")))
+    names = (
+        PLAIN,
+        *(offer.info.precision for offer in offers_of(openvino_here(), bundle, "image")),
+    )
     for name in names:
         low, high = (run_isolated(peak_of, bundle.root, name, one) for one in (size, large))
         facts = {"bytes per pixel": (high - low) / grown}
@@ -138,7 +140,7 @@ def memory_rows(bundle: Bundle, size: Size, _rounds: int) -> Iterator[OpenVinoRo
 def peak_of(root: Path, name: str, size: Size) -> int:
     """Peak memory of this process in one run: of plain onnxruntime or a precision of OpenVINO."""
     bundle = open_bundle(root)
-    backend, precision = (OnnxRuntimeCpu(), "auto") if name == PLAIN else (BACKEND, name)
+    backend, precision = (OnnxRuntimeCpu(), "auto") if name == PLAIN else (openvino_here(), name)
     offer: Offer = offers_of(backend, bundle, "image", precision)[0]
     feeds = feeds_of(bundle, bundle.component.graph("image"), size)
     with offer.open() as session, host_peak() as peak:
@@ -151,7 +153,7 @@ def peak_of(root: Path, name: str, size: Size) -> int:
 def sources_of(bundle: Bundle, role: GraphRole) -> dict[str, Source]:
     """What pixelrt gives OpenVINO to compile, by precision, best first."""
     found = {}
-    for offer in offers_of(BACKEND, bundle, role):
+    for offer in offers_of(openvino_here(), bundle, role):
         assert isinstance(offer.open, partial)
         source: Source = offer.open.args[0]
         found[offer.info.precision] = source
@@ -160,7 +162,7 @@ def sources_of(bundle: Bundle, role: GraphRole) -> dict[str, Source]:
 
 def running_source(bundle: Bundle) -> Source:
     """The one in the precision that the bundle's reference outputs allow here."""
-    with open_session(bundle, "image", Choice(BACKEND.name)).session as session:
+    with open_session(bundle, "image", Choice(openvino_here().name)).session as session:
         return sources_of(bundle, "image")[session.info.precision]
 
 

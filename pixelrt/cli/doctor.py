@@ -24,6 +24,7 @@ RUNTIME = (
     "Pillow",
     "onnxruntime",
     "onnxruntime-ep-openvino",
+    "openvino",
     "cuda-bindings",
     "tensorrt",
     "tensorrt_rtx_cu13",

@@ -70,6 +70,7 @@ def test_the_order_of_auto() -> None:
         "onnxruntime-tensorrt-rtx",
         "onnxruntime-cuda",
         "onnxruntime-openvino",
+        "openvino",
         "onnxruntime-cpu",
     ]
 

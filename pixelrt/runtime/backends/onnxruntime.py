@@ -96,7 +96,7 @@ def run_ort(
         raise OutOfMemoryError("onnxruntime ran out of memory") from exc
     # onnxruntime's exceptions share no base class below Exception
     except Exception as exc:
-        raise _run_error(exc, feeds) from exc
+        raise run_error("onnxruntime", exc, feeds) from exc
     return dict(zip(names, results, strict=True))
 
 
@@ -115,8 +115,9 @@ def speaks_of_memory(exc: Exception) -> bool:
     return isinstance(exc, MemoryError) or any(word in str(exc).lower() for word in MEMORY_WORDS)
 
 
-def _run_error(exc: Exception, feeds: Mapping[str, Array]) -> BackendError:
+def run_error(library: str, exc: Exception, feeds: Mapping[str, Array]) -> BackendError:
+    """What a failed run raises, with the shapes that it was given."""
     shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in feeds.items())
     if speaks_of_memory(exc):
-        return OutOfMemoryError(f"onnxruntime ran out of memory on {shapes}", found=str(exc))
-    return BackendError(f"onnxruntime failed on {shapes}", found=str(exc))
+        return OutOfMemoryError(f"{library} ran out of memory on {shapes}", found=str(exc))
+    return BackendError(f"{library} failed on {shapes}", found=str(exc))

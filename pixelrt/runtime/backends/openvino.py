@@ -1,15 +1,18 @@
-"""OpenVINO on the CPU, through its plugin for onnxruntime."""
+"""OpenVINO on the CPU: through its plugin for onnxruntime, or through its own package."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from pixelrt.bundle import BundledNetwork
+from pixelrt.errors import BackendError
 from pixelrt.manifest import Graph, GraphRole
 from pixelrt.runtime.backends.base import BackendInfo, Offer
+from pixelrt.runtime.backends.openvino_package import PackageSource, load_package, missing_package
 from pixelrt.runtime.backends.openvino_plugin import Settings, load_plugin, missing_packages
 from pixelrt.runtime.backends.openvino_session import open_openvino
-from pixelrt.runtime.backends.openvino_source import Source
+from pixelrt.runtime.backends.openvino_source import PluginSource, Source
 from pixelrt.runtime.machine import processor_flags, processor_name, usable_cpus
 
 VARIANT, LOW_VARIANT = "openvino", "openvino-low"
@@ -21,13 +24,39 @@ Swin2SR light 0.65, SRGAN 0.63, the demonstration network 0.63, U-Net-256 0.49, 
 in bfloat16 0.42, 0.34, 0.32, 0.52, 0.17."""
 
 
-class OnnxRuntimeOpenVino:
+SourceOf = Callable[[BundledNetwork, Graph, Settings], Source]
+
+
+class _OpenVinoCpu:
     """OpenVINO's CPU kernels, in the fastest precision that the reference outputs allow."""
 
-    name = "onnxruntime-openvino"
+    name: str
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads
+
+    def _offers(
+        self,
+        bundle: BundledNetwork,
+        role: GraphRole,
+        version: str,
+        capabilities: frozenset[str],
+        source_of: SourceOf,
+    ) -> tuple[Offer, ...]:
+        offers = []
+        for precision in precisions(capabilities, processor_flags()):
+            share = MEMORY_SHARES[precision]
+            info = BackendInfo(self.name, version, processor_name(), precision, memory_share=share)
+            settings = Settings(precision, self.threads or usable_cpus())
+            source = source_of(bundle, _graph(bundle, role, precision), settings)
+            offers.append(Offer(info, partial(open_openvino, source, info)))
+        return tuple(offers)
+
+
+class OnnxRuntimeOpenVino(_OpenVinoCpu):
+    """Through onnxruntime's plugin, which takes Intel's processors alone."""
+
+    name = "onnxruntime-openvino"
 
     def missing(self) -> str:
         return missing_packages()
@@ -37,19 +66,40 @@ class OnnxRuntimeOpenVino:
 
         plugin = load_plugin()
         version = f"{plugin.version} in onnxruntime {ort.__version__}"
-        offers = []
-        for precision in precisions(plugin.capabilities, processor_flags()):
-            info = BackendInfo(
-                self.name,
-                version,
-                processor_name(),
-                precision,
-                memory_share=MEMORY_SHARES[precision],
-            )
-            settings = Settings(precision, self.threads or usable_cpus())
-            source = Source(bundle, _graph(bundle, role, precision), plugin, settings)
-            offers.append(Offer(info, partial(open_openvino, source, info)))
-        return tuple(offers)
+        source = partial(PluginSource, plugin=plugin)
+        return self._offers(bundle, role, version, plugin.capabilities, source)
+
+
+class OpenVino(_OpenVinoCpu):
+    """Through OpenVINO's own package, on any processor that it has kernels for."""
+
+    name = "openvino"
+
+    def missing(self) -> str:
+        return missing_package()
+
+    def offers(self, bundle: BundledNetwork, role: GraphRole) -> tuple[Offer, ...]:
+        package = load_package()
+        source = partial(PackageSource, package=package)
+        return self._offers(bundle, role, package.version, package.capabilities, source)
+
+
+def openvino_here() -> OnnxRuntimeOpenVino | OpenVino:
+    """What ``auto`` comes to on this processor. Raises ``BackendError`` where it is neither."""
+    plugin = OnnxRuntimeOpenVino()
+    if not plugin.missing():
+        try:
+            load_plugin()
+        except BackendError:
+            return _installed(OpenVino())
+        return plugin
+    return _installed(OpenVino())
+
+
+def _installed(package: OpenVino) -> OpenVino:
+    if reason := package.missing():
+        raise BackendError("there is no OpenVINO here", found=reason)
+    return package
 
 
 def _graph(bundle: BundledNetwork, role: GraphRole, precision: str) -> Graph:

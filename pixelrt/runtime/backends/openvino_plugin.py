@@ -12,6 +12,7 @@ from pixelrt.errors import BackendError
 from pixelrt.runtime.backends.onnxruntime import INSTALL_HINT
 from pixelrt.runtime.backends.ort_assignment import NO_FALLBACK, RECORD, require_version
 from pixelrt.runtime.backends.ort_plugins import register
+from pixelrt.runtime.machine import processor_name
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -42,19 +43,22 @@ class Settings:
     threads: int
     shape: tuple[int, ...] = ()
 
-    def load_config(self) -> str:
-        """OpenVINO's properties, as the plugin takes them.
+    def properties(self) -> dict[str, str]:
+        """OpenVINO's properties.
 
         Threads are not pinned: on a machine that others use too, a pinned thread waits for
         its processor while another one idles.
         """
-        properties = {
+        return {
             "INFERENCE_PRECISION_HINT": HINTS[self.precision],
             "INFERENCE_NUM_THREADS": str(self.threads),
             "NUM_STREAMS": "1",
             "ENABLE_CPU_PINNING": "NO",
         }
-        return json.dumps({"CPU": properties}, sort_keys=True)
+
+    def load_config(self) -> str:
+        """The properties as the plugin takes them."""
+        return json.dumps({"CPU": self.properties()}, sort_keys=True)
 
 
 def missing_packages() -> str:
@@ -80,9 +84,11 @@ def load_plugin() -> Plugin:
     register(ort, PROVIDER, _library, hint=f"install it again: {INSTALL_HINT}")
     device = _cpu_device()
     if device is None:
-        seen = ", ".join(sorted({one.ep_name for one in ort.get_ep_devices()}))
+        # It takes Intel's processors alone (microsoft/onnxruntime#31981).
         raise BackendError(
-            "OpenVINO's plugin was loaded but offers no CPU", found=seen, hint=INSTALL_HINT
+            "OpenVINO's plugin was loaded but does not take this processor",
+            found=f"{processor_name()}, which OpenVINO's plugin does not take",
+            hint="the backend openvino does: pip install openvino",
         )
     facts = device.ep_metadata
     capabilities = frozenset(facts.get("OPTIMIZATION_CAPABILITIES", "FP32").split())

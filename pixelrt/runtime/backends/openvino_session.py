@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,14 +14,10 @@ from pixelrt.fidelity import psnr
 from pixelrt.manifest import GraphRole
 from pixelrt.plans.profiles import Profile
 from pixelrt.runtime.backends.base import Array, BackendInfo, Sample, Session
-from pixelrt.runtime.backends.onnxruntime import run_ort
-from pixelrt.runtime.backends.openvino_source import Source
+from pixelrt.runtime.backends.openvino_source import Engine, Source
 from pixelrt.runtime.closing import Closing
 from pixelrt.runtime.verify import limits_of, outcomes, verified_before
 from pixelrt.spec import TensorSpec
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 FULL_PSNR = {"core": 100.0, "image": 75.0, "network": 100.0}
 """Nearer to PyTorch in float32 no lower precision comes: float16 gives 62 to 77 dB, float32
@@ -65,7 +60,7 @@ def check_precision(bundle: BundledNetwork, session: Session, role: GraphRole) -
 
 
 class OpenVinoSession(Closing):
-    """One graph in onnxruntime, all of it computed by OpenVINO. ``infer`` is thread-safe.
+    """One graph, all of it computed by OpenVINO. ``infer`` is thread-safe.
 
     A graph compiled for one shape is faster but takes seconds to compile. It is made once the
     runs at that shape have cost so much that it would have paid, takes the place of the one
@@ -80,7 +75,7 @@ class OpenVinoSession(Closing):
         self.inputs: tuple[TensorSpec, ...] = tuple(source.graph.inputs)
         self.outputs: tuple[TensorSpec, ...] = tuple(source.graph.outputs)
         self._source: Source | None = source
-        self._session: onnxruntime.InferenceSession | None = source.open()
+        self._session: Engine | None = source.open()
         self._shape: tuple[int, ...] = ()
         self._spent: dict[tuple[int, ...], float] = {}
         self._lock = threading.Lock()
@@ -91,7 +86,7 @@ class OpenVinoSession(Closing):
         session = self._session_for(shape)
         start = time.perf_counter()
         try:
-            results = run_ort(session, self.outputs, feeds)
+            results = session.run(self.outputs, feeds)
         except BackendError:
             self._drop(session)
             raise
@@ -104,7 +99,7 @@ class OpenVinoSession(Closing):
         with self._lock:
             self._source = self._session = None
 
-    def _session_for(self, shape: tuple[int, ...]) -> onnxruntime.InferenceSession:
+    def _session_for(self, shape: tuple[int, ...]) -> Engine:
         with self._lock:
             if self._source is None:
                 raise BackendError("this session is closed")
@@ -113,7 +108,7 @@ class OpenVinoSession(Closing):
                 self._session, self._shape = self._source.open(), ()
             return self._session
 
-    def _drop(self, session: onnxruntime.InferenceSession) -> None:
+    def _drop(self, session: Engine) -> None:
         """After a failed allocation OpenVINO fails at every size: the next run opens anew."""
         with self._lock:
             if self._session is session:
@@ -142,7 +137,7 @@ class OpenVinoSession(Closing):
                 self._session = None
                 self._spent[shape] = 0.0
             fixed = source.fixed(shape).open()
-            if self._agree(source, results, run_ort(fixed, self.outputs, feeds)):
+            if self._agree(source, results, fixed.run(self.outputs, feeds)):
                 with self._lock:
                     self._session, self._shape = fixed, shape
                     return

@@ -2,42 +2,57 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, Self
 
 from pixelrt.bundle import BundledNetwork
 from pixelrt.errors import BackendError, OutOfMemoryError
 from pixelrt.manifest import Graph
-from pixelrt.runtime.backends.onnxruntime import speaks_of_memory
+from pixelrt.runtime.backends.base import Array
+from pixelrt.runtime.backends.onnxruntime import run_ort, speaks_of_memory
 from pixelrt.runtime.backends.openvino_cache import cache_key, kept_blob, worth_keeping
 from pixelrt.runtime.backends.openvino_plugin import PROVIDER, Plugin, Settings, session_options
 from pixelrt.runtime.backends.ort_assignment import require_whole
+from pixelrt.spec import TensorSpec
 
 if TYPE_CHECKING:
     import onnxruntime
 
 
+class Engine(Protocol):
+    """A compiled graph; thread-safe."""
+
+    def run(self, outputs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """As ``Session.infer``."""
+        ...
+
+
 @dataclass(frozen=True)
-class Source:
-    """What is compiled, by what, and how."""
+class Source(ABC):
+    """What is compiled, and how."""
 
     bundle: BundledNetwork
     graph: Graph
-    plugin: Plugin
     settings: Settings
 
-    def open(self) -> onnxruntime.InferenceSession:
+    def open(self) -> Engine:
         """The graph, from the cache where that is faster. Raises ``BackendError``."""
         if not self.settings.shape and worth_keeping(self.bundle, self.graph):
             blob = kept_blob(self._key(), self._compile)
             if blob is not None:
                 try:
-                    return self._session(blob)
+                    return self._load(blob)
                 except BackendError:
                     pass  # OpenVINO refuses its own blob: the graph itself is still there
-        return self._session(str(self.bundle.path(self.graph.file)))
+        return self._load(self.path)
 
-    def fixed(self, shape: tuple[int, ...]) -> Source:
+    @property
+    def path(self) -> str:
+        return str(self.bundle.path(self.graph.file))
+
+    def fixed(self, shape: tuple[int, ...]) -> Self:
         """The same graph for one shape of its only input."""
         return replace(self, settings=replace(self.settings, shape=shape))
 
@@ -50,23 +65,59 @@ class Source:
         return 7.5e-6 * files[self.graph.file].bytes + 1.5e-9 * weights
 
     def _key(self) -> str:
+        return cache_key(self.bundle, self.graph, self.settings.load_config(), self._versions())
+
+    @abstractmethod
+    def _versions(self) -> tuple[str, ...]:
+        """Of all that decides what is in a compiled graph."""
+
+    @abstractmethod
+    def _compile(self) -> bytes:
+        """The compiled graph as a file holds it. Raises ``BackendError``."""
+
+    @abstractmethod
+    def _load(self, model: str | bytes) -> Engine:
+        """A graph by its path, or a compiled one. Raises ``BackendError``."""
+
+    def _error(self, exc: Exception) -> BackendError:
+        what = f"{self.graph.file} of {self.bundle.root}"
+        if speaks_of_memory(exc):
+            return OutOfMemoryError(f"OpenVINO ran out of memory on {what}", found=str(exc))
+        return BackendError(f"OpenVINO could not load {what}", found=str(exc))
+
+
+@dataclass(frozen=True)
+class OrtEngine:
+    """A session of onnxruntime, all of it computed by OpenVINO."""
+
+    session: onnxruntime.InferenceSession
+
+    def run(self, outputs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return run_ort(self.session, outputs, feeds)
+
+
+@dataclass(frozen=True)
+class PluginSource(Source):
+    """Through onnxruntime's plugin."""
+
+    plugin: Plugin
+
+    def _versions(self) -> tuple[str, ...]:
         import onnxruntime as ort
 
-        versions = (self.plugin.version, ort.__version__)
-        return cache_key(self.bundle, self.graph, self.settings.load_config(), versions)
+        return (self.plugin.version, ort.__version__)
 
     def _compile(self) -> bytes:
         import onnxruntime as ort
 
-        path = str(self.bundle.path(self.graph.file))
         options = self._options()
         try:
-            compiler = ort.ModelCompiler(options, path, embed_compiled_data_into_model=True)
+            compiler = ort.ModelCompiler(options, self.path, embed_compiled_data_into_model=True)
             return bytes(compiler.compile_to_bytes())
         except Exception as exc:
             raise self._error(exc) from exc
 
-    def _session(self, model: str | bytes) -> onnxruntime.InferenceSession:
+    def _load(self, model: str | bytes) -> OrtEngine:
         import onnxruntime as ort
 
         try:
@@ -75,7 +126,7 @@ class Source:
         except Exception as exc:
             raise self._error(exc) from exc
         require_whole(session, PROVIDER)
-        return session
+        return OrtEngine(session)
 
     def _options(self) -> onnxruntime.SessionOptions:
         options = session_options(self.plugin, self.settings)
@@ -83,9 +134,3 @@ class Source:
             if isinstance(name, str):
                 options.add_free_dimension_override_by_name(name, length)
         return options
-
-    def _error(self, exc: Exception) -> BackendError:
-        what = f"{self.graph.file} of {self.bundle.root}"
-        if speaks_of_memory(exc):
-            return OutOfMemoryError(f"OpenVINO ran out of memory on {what}", found=str(exc))
-        return BackendError(f"OpenVINO could not load {what}", found=str(exc))

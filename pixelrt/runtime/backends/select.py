@@ -11,7 +11,7 @@ from pixelrt.runtime.backends.base import Backend, Offer, Session
 from pixelrt.runtime.backends.onnxruntime import INSTALL_HINT, OnnxRuntimeCpu
 from pixelrt.runtime.backends.onnxruntime_cuda import ONNXRUNTIME_CUDA
 from pixelrt.runtime.backends.onnxruntime_rtx import ONNXRUNTIME_RTX
-from pixelrt.runtime.backends.openvino import OnnxRuntimeOpenVino
+from pixelrt.runtime.backends.openvino import OnnxRuntimeOpenVino, OpenVino
 from pixelrt.runtime.backends.tensorrt import TensorRTBackend
 from pixelrt.runtime.closing import release_quietly
 from pixelrt.runtime.verify import known_failure, require_verified
@@ -22,6 +22,7 @@ BACKENDS: tuple[Backend, ...] = (
     ONNXRUNTIME_RTX,
     ONNXRUNTIME_CUDA,
     OnnxRuntimeOpenVino(),
+    OpenVino(),
     OnnxRuntimeCpu(),
 )
 """In the order in which ``auto`` tries them."""

@@ -1,0 +1,102 @@
+"""OpenVINO through its own package, for processors that onnxruntime's plugin does not take."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pixelrt.errors import BackendError
+from pixelrt.runtime.backends.base import Array
+from pixelrt.runtime.backends.onnxruntime import run_error
+from pixelrt.runtime.backends.openvino_source import Source
+from pixelrt.spec import TensorSpec
+
+DEVICE = "CPU"
+HINT = "pip install openvino"
+
+
+def missing_package() -> str:
+    """Why the package cannot be used, as far as that shows without loading it."""
+    if importlib.util.find_spec("openvino") is None:
+        return f"openvino is not installed; {HINT}"
+    return ""
+
+
+@dataclass(frozen=True)
+class Package:
+    """The package, loaded. ``core``: its ``Core``; ``capabilities``: as of ``Plugin``."""
+
+    core: Any
+    version: str
+    capabilities: frozenset[str]
+
+
+def load_package() -> Package:
+    """Raises ``BackendError`` where the package does not load or has no kernels for this CPU."""
+    try:
+        import openvino as ov
+
+        core = ov.Core()
+        capabilities = core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+    # a damaged package, a loader's message, OpenVINO's own RuntimeError
+    except Exception as exc:
+        found = str(exc) or type(exc).__name__
+        raise BackendError("openvino could not be loaded", found=found, hint=HINT) from exc
+    return Package(core, ov.__version__, frozenset(capabilities))
+
+
+class CompiledGraph:
+    """A compiled graph and the one request that runs it; who comes second waits."""
+
+    def __init__(self, compiled: Any) -> None:
+        self.compiled = compiled
+        self._request = compiled.create_infer_request()
+        self._lock = threading.Lock()
+
+    def run(self, outputs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            with self._lock:
+                # Inputs are read in place; results are copies, since the next run overwrites them.
+                results = self._request.infer(dict(feeds), share_inputs=True)
+            return {spec.name: results[spec.name] for spec in outputs}
+        # OpenVINO raises RuntimeError, TypeError and ValueError of its own words
+        except Exception as exc:
+            raise run_error("OpenVINO", exc, feeds) from exc
+
+
+@dataclass(frozen=True)
+class PackageSource(Source):
+    """Through OpenVINO's own package."""
+
+    package: Package
+
+    def _versions(self) -> tuple[str, ...]:
+        return ("openvino", self.package.version)
+
+    def _compile(self) -> bytes:
+        try:
+            blob: io.BytesIO = self._compiled(self.path).export_model()
+            return blob.getvalue()
+        except RuntimeError as exc:
+            raise self._error(exc) from exc
+
+    def _load(self, model: str | bytes) -> CompiledGraph:
+        core, properties = self.package.core, self.settings.properties()
+        try:
+            if isinstance(model, str):
+                return CompiledGraph(self._compiled(model))
+            return CompiledGraph(core.import_model(io.BytesIO(model), DEVICE, properties))
+        # OpenVINO has no exception of its own, and std::bad_alloc becomes MemoryError
+        except (RuntimeError, MemoryError) as exc:
+            raise self._error(exc) from exc
+
+    def _compiled(self, path: str) -> Any:
+        core = self.package.core
+        model = core.read_model(path)
+        if self.settings.shape:
+            model.reshape({self.graph.inputs[0].name: list(self.settings.shape)})
+        return core.compile_model(model, DEVICE, self.settings.properties())
