@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import gc
+import hashlib
+import os
+import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from pixelrt.bundle import Bundle, open_bundle
 
@@ -21,6 +27,14 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where files are dealt to several processes, those with most slow tests go first: a long
+    one that is begun last would keep one process alone."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])
+
+
 @pytest.fixture(autouse=True)
 def private_cache(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
@@ -29,24 +43,58 @@ def private_cache(
     monkeypatch.setenv("PIXELRT_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What fixtures of a session or a module make does not touch the user's cache either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIXELRT_CACHE", str(tmp_path_factory.mktemp("session-cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
-def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
-    """``make_bundle(family, config, seed=0)``: a real export, made once per session."""
-    made: dict[str, Bundle] = {}
-    folder = tmp_path_factory.mktemp("bundles")
-    cache = tmp_path_factory.mktemp("export-cache")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run alone, shared by the test processes that run beside each other."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of all workers
+    folder = root / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def made_once(run_folder: Path) -> Callable[..., Path]:
+    """``made_once(name, make)``: the folder that ``make(folder)`` filled, once in this run.
+
+    Tests only read it. A ``make`` that fails is called again by the next test that asks.
+    """
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = run_folder / name, run_folder / f"{name}.done"
+        with FileLock(run_folder / f"{name}.lock"):
+            if not done.is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def make_bundle(made_once: Callable[..., Path]) -> Callable[..., Bundle]:
+    """``make_bundle(family, config, seed=0)``: a real export, made once per run."""
 
     def make(family: str, config: dict[str, Any] | None = None, seed: int = 0) -> Bundle:
-        key = f"{family}-{config}-{seed}"
-        if key not in made:
-            from pixelrt.export.pipeline import export_bundle
+        from pixelrt.export.pipeline import export_bundle
 
-            path = folder / f"{family}-{len(made)}.pixelrt"
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setenv("PIXELRT_CACHE", str(cache))
-                export_bundle(None, path, family=family, config=config, random_seed=seed)
-            made[key] = open_bundle(path)
-        return made[key]
+        def export(folder: Path) -> None:
+            path = folder / f"{family}.pixelrt"
+            export_bundle(None, path, family=family, config=config, random_seed=seed)
+
+        key = hashlib.sha256(f"{config}-{seed}".encode()).hexdigest()[:16]
+        return open_bundle(made_once(f"{family}-{key}", export) / f"{family}.pixelrt")
 
     return make
 
