@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from pixelrt.runtime.diffusion.pictures import to_pixels
 from pixelrt.runtime.diffusion.prompts import Embeddings, Prompts
 from pixelrt.runtime.diffusion.schedulers import make_scheduler
 from pixelrt.runtime.diffusion.schedulers.base import Noise, Run
+from pixelrt.runtime.diffusion.schedulers.lcm import LCMScheduler
 from pixelrt.runtime.diffusion.vae import decode, encode
 from pixelrt.runtime.networks import Networks
 
@@ -29,10 +31,12 @@ Values = NDArray[np.float32]
 @dataclass(frozen=True, eq=False)
 class Begin:
     """What the steps start from. ``beside``: channels that the UNet takes beside the latents;
-    ``keep``: brings back what is not to change, after step i."""
+    ``told``: more inputs of it, for the whole batch; ``keep``: brings back what is not to
+    change, after step i."""
 
     latents: Values
     beside: Values | None = None
+    told: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     keep: Callable[[Values, int], Values] | None = None
 
 
@@ -50,6 +54,11 @@ class Job:
     @property
     def count(self) -> int:
         return self.embeddings.count
+
+    @property
+    def batch(self) -> int:
+        """How many the UNet sees at once: with guidance, twice the pictures."""
+        return len(self.embeddings.text)
 
 
 class LatentPipeline(Closing):
@@ -74,17 +83,22 @@ class LatentPipeline(Closing):
 
     def _job(self, call: Call, size: Size, *, strength: float) -> Job:
         guided = call.guidance_scale > 1 and not self.settings.guidance_width
-        run = make_scheduler(self.settings.scheduler, call.scheduler).plan(
-            call.num_inference_steps,
-            strength,
-            denoising_start=call.denoising_start,
-            denoising_end=call.denoising_end,
-            eta=call.eta,
-        )
+        run = self._plan(call, strength)
         embeddings = self._prompts.embeddings(call, guided=guided)
         seed = call.seed if call.seed is not None or call.noise else secrets.randbits(32)
         noise = call.noise or _normal(np.random.default_rng(seed))
         return Job(call, size, embeddings, run, noise, seed)
+
+    def _plan(self, call: Call, strength: float) -> Run:
+        scheduler = make_scheduler(self.settings.scheduler, call.scheduler)
+        steps, start, end = call.num_inference_steps, call.denoising_start, call.denoising_end
+        whole = start is None and end is None and not call.eta
+        if self.settings.guidance_width and isinstance(scheduler, LCMScheduler) and whole:
+            # Latent consistency models take all steps, from the part that strength leaves.
+            return scheduler.plan_within(steps, strength)
+        return scheduler.plan(
+            steps, strength, denoising_start=start, denoising_end=end, eta=call.eta
+        )
 
     def _encode(self, pixels: Values, noise: Noise) -> Values:
         return encode(self.networks, pixels.astype(np.float32), self.settings.scaling, noise)
@@ -105,6 +119,14 @@ class LatentPipeline(Closing):
     def _pure_noise(self, job: Job) -> Values:
         return self._draw(job) * np.float32(job.run.initial_noise_scale)
 
+    def _timestep(self, run: Run, number: int) -> float:
+        """What the UNet is told of step ``number``."""
+        return float(run.timesteps[number])
+
+    def _prediction(self, output: Values, latents: Values, run: Run, number: int) -> Values:
+        """What the scheduler is given for the UNet's output at step ``number``."""
+        return output
+
     def _finish(self, job: Job, begin: Begin) -> Generated:
         latents = self._denoise(job, begin)
         call, notes = job.call, job.embeddings.notes
@@ -119,8 +141,9 @@ class LatentPipeline(Closing):
             shown = run.scale_input(latents, number)
             if begin.beside is not None:
                 shown = np.concatenate([shown, begin.beside], axis=1)
-            feeds = conditions.feeds(shown, float(timestep), number)
-            output = conditions.guided(self.networks.run("unet", feeds)["noise"])
+            feeds = conditions.feeds(shown, self._timestep(run, number), number)
+            output = conditions.guided(self.networks.run("unet", {**feeds, **begin.told})["noise"])
+            output = self._prediction(output, latents, run, number)
             latents, predicted = run.step(output, number, latents, job.noise)
             if begin.keep is not None:
                 latents = begin.keep(latents, number)

@@ -31,9 +31,9 @@ class StableDiffusion(LatentPipeline):
     def text_to_image(self, prompt: Any = None, **options: Any) -> Generated:
         """Pictures from a prompt alone."""
         call = call_of({"prompt": prompt, **options})
-        if self.settings.unet_channels == INPAINTING_CHANNELS:
-            raise UsageError(f"{self.bundle.manifest.name} only paints into pictures")
-        size = self._size(call, None)
+        self._check_paints_anew()
+        # diffusers takes the size of the control picture, too
+        size = self._size(call, call.control_images[0] if len(call.control_images) else None)
         job = self._job(call, size, strength=1.0)
         return self._finish(job, Begin(self._pure_noise(job)))
 
@@ -46,6 +46,7 @@ class StableDiffusion(LatentPipeline):
         much of the schedule is run, in (0, 1].
         """
         call = call_of({"prompt": prompt, **options})
+        self._check_paints_anew()
         if image is None:
             raise UsageError("there is no image")
         latents = is_latents(image, self.settings.latent_channels)
@@ -105,6 +106,13 @@ class StableDiffusion(LatentPipeline):
             return (1 - small) * before + small * now
 
         return self._finish(job, Begin(latents, keep=keep))
+
+    def _check_paints_anew(self) -> None:
+        if self.settings.unet_channels == INPAINTING_CHANNELS:
+            raise UsageError(
+                f"{self.bundle.manifest.name} only paints into pictures",
+                hint="call inpaint (`pixelrt inpaint`) with a picture and a mask",
+            )
 
     def _size(self, call: Call, image: Any) -> Size:
         """What is asked for, or the picture's, or the network's own."""
