@@ -7,12 +7,12 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from pixelrt.errors import InputError, UsageError
 from pixelrt.fidelity import compare
-from tests.diffusion.conftest import Exported, torch_noise
+from tests.diffusion.conftest import Exported
+from tests.diffusion.parity import assert_same, ours, theirs
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,44 +39,6 @@ CLASSES = {
     ("sdxl", "inpaint"): diffusers.StableDiffusionXLInpaintPipeline,
 }
 WORDS = {"negative_prompt": "blurry", "num_inference_steps": 6, "guidance_scale": 6.0}
-LATENTS = 1e-4
-
-
-def theirs(made: Exported, kind: str, mode: str, scheduler: str, seed: int, **more: Any) -> Any:
-    """diffusers' pictures as levels, and its latents after every step."""
-    solver = SCHEDULERS[scheduler].from_config(made.pipe.scheduler.config)
-    parts = {**made.pipe.components, "scheduler": solver}
-    if kind == "sd":
-        parts["requires_safety_checker"] = False
-    pipe = CLASSES[kind, mode](**parts)
-    pipe.set_progress_bar_config(disable=True)
-    steps: list[NDArray[np.float32]] = []
-
-    def keep(_pipe: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
-        steps.append(values["latents"].numpy().copy())
-        return values
-
-    out = pipe(
-        "a photo of the red cat",
-        generator=torch.Generator().manual_seed(seed),
-        output_type="np",
-        callback_on_step_end=keep,
-        **{**WORDS, **more},
-    )
-    return np.rint(out.images * 255), steps
-
-
-def ours(made: Exported, mode: str, scheduler: str, seed: int, **more: Any) -> Any:
-    steps: list[NDArray[np.float32]] = []
-    with made.load() as pipeline:
-        out = getattr(pipeline, mode)(
-            "a photo of the red cat",
-            noise=torch_noise(seed),
-            scheduler=scheduler,
-            callback=lambda info: steps.append(info.latents.copy()),
-            **{**WORDS, **more},
-        )
-    return out.images, steps
 
 
 def inputs(mode: str, photo: Any, mask: Any) -> dict[str, Any]:
@@ -87,16 +49,16 @@ def inputs(mode: str, photo: Any, mask: Any) -> dict[str, Any]:
     return {"image": photo, "mask_image": mask, "strength": 0.9, "height": 64, "width": 96}
 
 
-def assert_same(
+def assert_pipeline_is_theirs(
     made: Exported, kind: str, mode: str, scheduler: str, seed: int, **more: Any
 ) -> None:
-    wanted, wanted_steps = theirs(made, kind, mode, scheduler, seed, **more)
-    found, found_steps = ours(made, mode, scheduler, seed, **more)
-    assert len(found_steps) == len(wanted_steps)
-    for want, got in zip(wanted_steps, found_steps, strict=True):
-        assert np.abs(want - got).max() <= LATENTS * max(1.0, float(np.abs(want).max()))
-    assert wanted.std() > 10  # a picture, not a plain
-    assert compare(wanted, found, peak=255).psnr >= 60
+    solver = SCHEDULERS[scheduler].from_config(made.pipe.scheduler.config)
+    parts = {**made.pipe.components, "scheduler": solver}
+    if kind == "sd":
+        parts["requires_safety_checker"] = False
+    options = {**WORDS, **more}
+    wanted = theirs(CLASSES[kind, mode](**parts), seed, **options)
+    assert_same(wanted, ours(made, mode, seed, scheduler=scheduler, **options))
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -105,18 +67,18 @@ def test_stable_diffusion_is_that_of_diffusers(
     sd: Exported, photo: Any, mask: Any, mode: str, scheduler: str
 ) -> None:
     for seed in (0, 1, 2):
-        assert_same(sd, "sd", mode, scheduler, seed, **inputs(mode, photo, mask))
+        assert_pipeline_is_theirs(sd, "sd", mode, scheduler, seed, **inputs(mode, photo, mask))
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_sdxl_is_that_of_diffusers(sdxl: Exported, photo: Any, mask: Any, mode: str) -> None:
     for seed, scheduler in enumerate(("euler", "ddim", "dpm++")):
-        assert_same(sdxl, "sdxl", mode, scheduler, seed, **inputs(mode, photo, mask))
+        assert_pipeline_is_theirs(sdxl, "sdxl", mode, scheduler, seed, **inputs(mode, photo, mask))
 
 
 def test_several_pictures_and_sizes_that_do_not_halve(sd: Exported) -> None:
     more = {"height": 72, "width": 104, "num_images_per_prompt": 2}
-    assert_same(sd, "sd", "text_to_image", "euler", 5, **more)
+    assert_pipeline_is_theirs(sd, "sd", "text_to_image", "euler", 5, **more)
 
 
 def test_without_guidance_half_as_much_is_run(sd: Exported) -> None:
@@ -133,7 +95,9 @@ def test_without_guidance_half_as_much_is_run(sd: Exported) -> None:
         for scale in (7.5, 1.0):
             pipeline.text_to_image("a cat", guidance_scale=scale, num_inference_steps=2, seed=1)
     assert batches == [2, 2, 1, 1]
-    assert_same(sd, "sd", "text_to_image", "ddim", 3, guidance_scale=1.0, height=64, width=64)
+    assert_pipeline_is_theirs(
+        sd, "sd", "text_to_image", "ddim", 3, guidance_scale=1.0, height=64, width=64
+    )
 
 
 def test_latents_go_from_one_pipeline_to_the_next(sdxl: Exported) -> None:

@@ -14,6 +14,7 @@ from pixelrt.export.diffusion.source import (
     DiffusersFolder,
     digest_of,
     load_component,
+    read_object,
     weights_of,
 )
 from pixelrt.export.diffusion.tokenizer import export_tokenizer
@@ -22,6 +23,7 @@ from pixelrt.manifest import Source
 from pixelrt.pipeline_settings import DiffusionSettings, TextSettings, TimeIds
 
 SD, SDXL = "stable-diffusion", "stable-diffusion-xl"
+LATENT_UPSCALER, UPSCALER = "latent-upscaler", "upscaler"
 
 FAMILIES = {
     **dict.fromkeys(
@@ -47,6 +49,10 @@ FAMILIES = {
         SDXL,
     ),
 }
+UPSCALERS = {
+    "StableDiffusionLatentUpscalePipeline": LATENT_UPSCALER,
+    "StableDiffusionUpscalePipeline": UPSCALER,
+}
 """Pipelines of diffusers, and what runs them here."""
 
 
@@ -61,25 +67,30 @@ def plan_of(
         raise CheckpointError(
             f"{folder.name} is a pipeline that pixelrt does not know",
             found=folder.pipeline,
-            expected=", ".join(sorted(FAMILIES)),
+            expected=", ".join(sorted((*FAMILIES, *UPSCALERS))),
         )
     encoders = ["text_encoder", "text_encoder_2"] if family == SDXL else ["text_encoder"]
     encoders = [name for name in encoders if folder.class_of(name)]
     if not encoders:
         raise CheckpointError(f"{folder.name} has no text encoder", expected="text_encoder")
     assets: dict[str, bytes] = {}
-    text = [_text(folder, name, family, assets) for name in encoders]
+    text = [
+        text_settings(folder, name, assets, pooled=family == SDXL and _projects(folder, name))
+        for name in encoders
+    ]
     nets = [*_own_controlnets(folder), *controlnets]
     unet, vae = folder.config("unet"), folder.config("vae")
-    _check_text_width(folder, unet, encoders)
+    check_text_width(folder, unet, encoders)
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    for net in nets:
+        _check_controlnet(net, unet, scale)
     time_ids: TimeIds = _time_ids(folder, unet) if family == SDXL else ""
     settings = DiffusionSettings(
         scheduler=folder.config("scheduler", "scheduler_config.json"),
         latent_channels=int(vae["latent_channels"]),
         latent_scale=scale,
         scaling=float(vae.get("scaling_factor", 0.18215)),
-        sample_size=_side(unet["sample_size"]),
+        sample_size=side_of(unet["sample_size"]),
         multiple=scale,
         minimum=scale * least_side(len(unet["block_out_channels"])),
         unet_channels=int(unet["in_channels"]),
@@ -126,9 +137,14 @@ def plan_of(
 _COUNTS: dict[TimeIds, int] = {"": 0, "base": 6, "refiner": 5}
 
 
-def _text(
-    folder: DiffusersFolder, name: str, family: str, assets: dict[str, bytes]
+def _projects(folder: DiffusersFolder, name: str) -> bool:
+    return folder.class_of(name) == "CLIPTextModelWithProjection"
+
+
+def text_settings(
+    folder: DiffusersFolder, name: str, assets: dict[str, bytes], *, pooled: bool
 ) -> TextSettings:
+    """Of the text encoder ``name``, whose tokenizer is added to ``assets``."""
     number = name.removeprefix("text_encoder")
     config = folder.config(name)
     data, settings = export_tokenizer(
@@ -138,7 +154,6 @@ def _text(
     )
     asset = f"tokenizer{number}.json"
     assets[asset] = data
-    pooled = folder.class_of(name) == "CLIPTextModelWithProjection" and family == SDXL
     return TextSettings(network=name, asset=asset, tokenizer=settings, pooled=pooled)
 
 
@@ -154,7 +169,32 @@ def _own_controlnets(folder: DiffusersFolder) -> list[Path]:
     )
 
 
-def _check_text_width(folder: DiffusersFolder, unet: dict[str, Any], encoders: list[str]) -> None:
+def _check_controlnet(net: Path, unet: dict[str, Any], scale: int) -> None:
+    """``scale``: pixels for each latent."""
+    config = read_object(net / "config.json")
+    if config.get("global_pool_conditions"):
+        raise CheckpointError(
+            f"{net} is a ControlNet that guides by the whole of its picture",
+            found="global_pool_conditions in config.json",
+            expected="one that guides each place by itself",
+        )
+    found, wanted = config.get("cross_attention_dim"), unet["cross_attention_dim"]
+    if found != wanted:
+        raise CheckpointError(
+            f"{net}: this ControlNet and the UNet do not go together",
+            found=f"cross_attention_dim {found}",
+            expected=str(wanted),
+        )
+    pixels = 2 ** (len(config.get("conditioning_embedding_out_channels") or range(4)) - 1)
+    if pixels != scale:
+        raise CheckpointError(
+            f"{net}: this ControlNet and the VAE do not go together",
+            found=f"a picture of {pixels} pixels to a latent",
+            expected=str(scale),
+        )
+
+
+def check_text_width(folder: DiffusersFolder, unet: dict[str, Any], encoders: list[str]) -> None:
     widths = [int(folder.config(name)["hidden_size"]) for name in encoders]
     wanted = unet["cross_attention_dim"]
     if sum(widths) != wanted:
@@ -179,5 +219,5 @@ def _time_ids(folder: DiffusersFolder, unet: dict[str, Any]) -> TimeIds:
     )
 
 
-def _side(value: Any) -> int:
+def side_of(value: Any) -> int:
     return int(value if isinstance(value, int) else max(value))
