@@ -53,6 +53,40 @@ class DiffusionSettings(msgspec.Struct, frozen=True, kw_only=True):
     safety_checker: bool = False
 
 
+class ClipImageSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture for CLIP's image encoder: its shorter side is brought to ``size`` (bicubic), the
+    middle ``crop`` x ``crop`` is taken, and values of [0, 1] are normalised, per channel."""
+
+    size: int
+    crop: int
+    mean: list[float]
+    std: list[float]
+
+
+class KandinskySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Kandinsky 2.2: a prior makes an image embedding (``embedding`` numbers) of a prompt, a UNet
+    latents of that, MoVQ pictures.
+
+    ``scheduler``, ``prior_scheduler``: diffusers' configurations. ``text``: the prior's encoder.
+    ``image``: for the image encoder. ``latent_scale``, ``multiple``, ``minimum``,
+    ``sample_size``: see ``DiffusionSettings``; latents are MoVQ's as they are. Assets:
+    ``clip_mean.npy`` and ``clip_std.npy``, float32 (embedding,): embeddings are the prior's
+    latents times the second plus the first; ``zero_image_embed.npy``: what stands for no
+    negative prompt.
+    """
+
+    scheduler: dict[str, Any]
+    prior_scheduler: dict[str, Any]
+    text: TextSettings
+    image: ClipImageSettings
+    embedding: int
+    latent_channels: int
+    latent_scale: int
+    sample_size: int
+    multiple: int
+    minimum: int
+
+
 class StyleGan2Settings(msgspec.Struct, frozen=True, kw_only=True):
     """StyleGAN2: ``mapping`` takes ``z`` (N, z_dim) and, where there are labels, ``label`` (N,
     label_dim), one-hot; ``synthesis`` takes ``ws`` (N, num_ws, w_dim). The centre of truncation is

@@ -73,6 +73,9 @@ TITLES = {
     metavar="FOLDER|HUB_ID",
     help="Tokenizer of a diffusion pipeline in a single file; may be repeated.",
 )
+@click.option(
+    "--prior", metavar="FOLDER|HUB_ID", help="Prior of Kandinsky 2.2, whose decoder SOURCE is."
+)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that exists.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def command(
@@ -84,6 +87,7 @@ def command(
     controlnets: tuple[Path, ...],
     loras: tuple[str, ...],
     tokenizers: tuple[str, ...],
+    prior: str | None,
     overwrite: bool,
     quiet: bool,
 ) -> None:
@@ -109,12 +113,13 @@ def command(
             loras=loras,
             tokenizers=tokenizers,
             config=settings,
+            prior=prior,
             overwrite=overwrite,
         )
         return
-    if controlnets or loras or tokenizers:
+    if controlnets or loras or tokenizers or prior:
         raise UsageError(
-            "--controlnet, --lora and --tokenizer go with a diffusion pipeline only",
+            "--controlnet, --lora, --tokenizer and --prior go with a diffusion pipeline only",
             hint="name a diffusers folder, or add --family diffusion",
         )
     if family == STYLEGAN:

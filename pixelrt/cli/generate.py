@@ -11,15 +11,15 @@ from typing import Any, TypeVar
 import click
 import numpy as np
 
+from pixelrt.cli.inspect import RUN_BY
 from pixelrt.cli.options import PixelSize
 from pixelrt.cli.terminal import note, tile_bar
-from pixelrt.errors import InputError, OutputError
+from pixelrt.errors import InputError, OutputError, UsageError
 from pixelrt.files import atomic_write
 from pixelrt.runtime.backends.select import PRECISIONS
 from pixelrt.runtime.diffusion.call import Generated, StepInfo
-from pixelrt.runtime.diffusion.load import load_pipeline
+from pixelrt.runtime.diffusion.load import Pipeline, load_pipeline
 from pixelrt.runtime.diffusion.schedulers import NAMES
-from pixelrt.runtime.diffusion.stable_diffusion import StableDiffusion
 from pixelrt.runtime.images.encode import output_format, write_picture
 from pixelrt.runtime.images.metadata import Metadata
 from pixelrt.runtime.images.read import Picture, read_picture
@@ -39,7 +39,9 @@ _OPTIONS: tuple[Any, ...] = (
         help="Picture to write, or .npy for latents; of several, NAME-1, NAME-2 ...",
     ),
     click.option("--steps", default=30, show_default=True, help="Steps of the whole schedule."),
-    click.option("--guidance-scale", default=7.5, show_default=True, help="1 and less: none."),
+    click.option(
+        "--guidance-scale", type=float, help="1 and less: none. Default: 7.5, of Kandinsky 4."
+    ),
     click.option("--scheduler", type=click.Choice(sorted(NAMES)), help="Default: the bundle's."),
     click.option("--seed", type=click.IntRange(0), help="Default: a random one, which is told."),
     click.option("--count", type=click.IntRange(1), default=1, show_default=True),
@@ -54,6 +56,8 @@ _OPTIONS: tuple[Any, ...] = (
     click.option("--control-scale", "control_scales", multiple=True, type=float),
     click.option("--denoising-start", type=float, help="Share that another pipeline did."),
     click.option("--denoising-end", type=float, help="Share after which to stop."),
+    click.option("--prior-steps", type=int, help="Of Kandinsky's prior. Default: 25."),
+    click.option("--prior-guidance-scale", type=float, help="Of Kandinsky's prior. Default: 4."),
     click.option("--backend", default="auto", show_default=True),
     click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True),
     click.option("--low-memory", is_flag=True, help="One network in memory at a time."),
@@ -69,10 +73,9 @@ def common_options(command: Command) -> Command:
     return command
 
 
-def generate(
-    options: dict[str, Any], run: Callable[[StableDiffusion, dict[str, Any]], Generated]
-) -> None:
-    """``options`` as the command line gives them; ``run`` calls one mode of the pipeline."""
+def generate(options: dict[str, Any], mode: str, **inputs: Any) -> None:
+    """``options`` as the command line gives them; ``mode``: a method of the pipeline, which is
+    given ``inputs`` too."""
     output, count = options["output"], options["count"]
     targets = targets_of(output, count)
     for target in targets:
@@ -87,16 +90,30 @@ def generate(
         precision=options["precision"],
         low_memory=options["low_memory"],
     ) as pipeline:
+        method = _method(pipeline, mode)
         with _steps(options["steps"], quiet=options["quiet"]) as step:
             call = call_options(options, latent=latent)
-            made = run(pipeline, {**call, "callback": step})
+            made: Generated = method(**call, **inputs, callback=step)
         if not options["quiet"]:
             _tell(pipeline, made)
     _write(made, targets, options)
 
 
+def _method(pipeline: Pipeline, mode: str) -> Callable[..., Generated]:
+    found: Callable[..., Generated] | None = getattr(pipeline, mode, None)
+    if found is None:
+        manifest = pipeline.bundle.manifest
+        raise UsageError(
+            f"{manifest.name} has no mode {mode}",
+            found=f"a bundle of family {manifest.family}",
+            expected=RUN_BY[manifest.family],
+        )
+    return found
+
+
 def call_options(options: dict[str, Any], *, latent: bool) -> dict[str, Any]:
-    """What ``Call`` takes. Raises ``ImageError`` for a control picture."""
+    """What a pipeline's call takes, without what is not given. Raises ``ImageError`` for a
+    control picture."""
     size, scales = options["size"], options["control_scales"]
     call = {
         "prompt": options["prompt"],
@@ -108,9 +125,13 @@ def call_options(options: dict[str, Any], *, latent: bool) -> dict[str, Any]:
         "num_images_per_prompt": options["count"],
         "denoising_start": options["denoising_start"],
         "denoising_end": options["denoising_end"],
-        "control_images": [read_picture(path).pixels for path in options["controls"]],
+        "prior_num_inference_steps": options["prior_steps"],
+        "prior_guidance_scale": options["prior_guidance_scale"],
         "output_type": "latent" if latent else "image",
     }
+    call = {name: value for name, value in call.items() if value is not None}
+    if options["controls"]:
+        call["control_images"] = [read_picture(path).pixels for path in options["controls"]]
     if size is not None:
         call |= {"width": size[0], "height": size[1]}
     if scales:
@@ -147,7 +168,7 @@ def _steps(count: int, *, quiet: bool) -> Iterator[Callable[[StepInfo], None] | 
         yield bar and (lambda info: bar(info.number + 1, info.steps))
 
 
-def _tell(pipeline: StableDiffusion, made: Generated) -> None:
+def _tell(pipeline: Pipeline, made: Generated) -> None:
     for text in made.notes:
         note(f"{'note':12}  {text}")
     for name, info in pipeline.networks.used.items():

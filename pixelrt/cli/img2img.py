@@ -20,12 +20,11 @@ from pixelrt.cli.generate import common_options, generate, read_source
     help="The picture, or latents (.npy) of another pipeline.",
 )
 @click.option(
-    "--strength", default=0.8, show_default=True, help="How much is made anew, above 0 to 1."
+    "--strength",
+    type=float,
+    help="How much is made anew, above 0 to 1. Default: 0.8, of Kandinsky 0.3.",
 )
-def command(image: Path, strength: float, **options: Any) -> None:
+def command(image: Path, strength: float | None, **options: Any) -> None:
     """Change a picture as a prompt says with a diffusion BUNDLE."""
-    source = read_source(image)
-    generate(
-        options,
-        lambda pipeline, call: pipeline.image_to_image(image=source, strength=strength, **call),
-    )
+    given = {} if strength is None else {"strength": strength}
+    generate(options, "image_to_image", image=read_source(image), **given)

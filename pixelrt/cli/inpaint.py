@@ -26,9 +26,4 @@ from pixelrt.cli.generate import common_options, generate, read_source
 def command(image: Path, mask: Path, strength: float, **options: Any) -> None:
     """Make a part of a picture anew with a diffusion BUNDLE."""
     picture, where = read_source(image), read_source(mask)
-    generate(
-        options,
-        lambda pipeline, call: pipeline.inpaint(
-            image=picture, mask_image=where, strength=strength, **call
-        ),
-    )
+    generate(options, "inpaint", image=picture, mask_image=where, strength=strength)

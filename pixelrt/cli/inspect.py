@@ -66,6 +66,7 @@ def describe(bundle: Bundle) -> str:
 RUN_BY = {
     "stable-diffusion": "pixelrt txt2img, img2img, inpaint",
     "stable-diffusion-xl": "pixelrt txt2img, img2img, inpaint",
+    "kandinsky-2.2": "pixelrt txt2img, img2img",
     "stylegan2": "pixelrt stylegan",
 }
 """The verbs that run a family of pipelines."""

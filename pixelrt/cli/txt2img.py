@@ -13,4 +13,4 @@ from pixelrt.cli.generate import common_options, generate
 @common_options
 def command(**options: Any) -> None:
     """Make pictures from a prompt with a diffusion BUNDLE."""
-    generate(options, lambda pipeline, call: pipeline.text_to_image(**call))
+    generate(options, "text_to_image")

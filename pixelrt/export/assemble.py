@@ -33,8 +33,8 @@ EXPORTED = "exported.json"
 @dataclass(frozen=True)
 class Plan:
     """What a bundle is made of. ``parts`` loads one network after the other, so that only one is
-    in memory; ``assets`` by name; ``libraries``: whose versions matter beside the usual ones;
-    ``choices``: what else decides the result, as JSON."""
+    in memory; ``assets`` by name, complete when ``parts`` is through; ``libraries``: whose versions
+    matter beside the usual ones; ``choices``: what else decides the result, as JSON."""
 
     family: str
     variant: str

@@ -56,6 +56,9 @@ def test_from_picture_to_picture(
     assert run(["inpaint", *start, *where, "-o", str(tmp_path / "in.jpg")]) == 5
     assert run(["img2img", *start, "--strength", "2", "-o", str(tmp_path / "x.png")]) == 2
     assert run(["img2img", *start, "-o", str(tmp_path / "x.gif")]) == 2
+    capsys.readouterr()
+    assert run(["img2img", *start, "--prior-steps", "5", "-o", str(tmp_path / "x.png")]) == 2
+    assert "no option prior_num_inference_steps" in capsys.readouterr().err
     assert not list(tmp_path.glob("x.*"))
 
 

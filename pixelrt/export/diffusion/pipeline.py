@@ -1,4 +1,4 @@
-"""A Stable Diffusion pipeline to a verified bundle."""
+"""A diffusion pipeline to a verified bundle."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pixelrt.errors import UsageError
-from pixelrt.export.assemble import Report, assemble
+from pixelrt.export.assemble import Plan, Report, assemble
+from pixelrt.export.diffusion import kandinsky
 from pixelrt.export.diffusion.lora import LoraFile
 from pixelrt.export.diffusion.recipes import plan_of
 from pixelrt.export.diffusion.single_file import is_single_file, open_single_file
@@ -23,6 +24,7 @@ def export_diffusion(
     loras: Sequence[LoraFile] = (),
     tokenizers: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
+    prior: str | None = None,
     overwrite: bool = False,
     report: Report = lambda part: None,
 ) -> Path:
@@ -31,11 +33,32 @@ def export_diffusion(
 
     ``controlnets``: folders of ControlNets that become part of the UNet's graph. ``loras``: files
     merged into the weights. ``tokenizers`` and ``config``: for a single file, see
-    ``open_single_file``. Raises as ``assemble`` does.
+    ``open_single_file``. ``prior``: folder or hub id of Kandinsky's. Raises as ``assemble`` does.
     """
     check_output(output, overwrite)
-    plan = plan_of(_opened(source, tokenizers, config), controlnets, loras)
+    plan = _plan(_opened(source, tokenizers, config), controlnets, loras, prior)
     return assemble(plan, output, overwrite=overwrite, report=report)
+
+
+def _plan(
+    folder: DiffusersFolder,
+    controlnets: Sequence[Path],
+    loras: Sequence[LoraFile],
+    prior: str | None,
+) -> Plan:
+    if folder.pipeline in kandinsky.PIPELINES:
+        if controlnets or loras:
+            raise UsageError(
+                "--controlnet and --lora do not go with Kandinsky", found=folder.pipeline
+            )
+        return kandinsky.kandinsky_plan(folder, prior)
+    if prior is not None:
+        raise UsageError(
+            "--prior goes with a decoder of Kandinsky 2.2 only",
+            found=folder.pipeline,
+            expected=" or ".join(kandinsky.DECODERS),
+        )
+    return plan_of(folder, controlnets, loras)
 
 
 def _opened(

@@ -8,6 +8,7 @@ from typing import Any
 
 from pixelrt.errors import CheckpointError
 from pixelrt.export.assemble import Plan
+from pixelrt.export.diffusion import kandinsky
 from pixelrt.export.diffusion.lora import LoraFile, merge, read_loras
 from pixelrt.export.diffusion.parts import least_side, text_part, unet_part, vae_parts
 from pixelrt.export.diffusion.source import (
@@ -67,7 +68,7 @@ def plan_of(
         raise CheckpointError(
             f"{folder.name} is a pipeline that pixelrt does not know",
             found=folder.pipeline,
-            expected=", ".join(sorted((*FAMILIES, *UPSCALERS))),
+            expected=", ".join(sorted((*FAMILIES, *UPSCALERS, *kandinsky.PIPELINES))),
         )
     encoders = ["text_encoder", "text_encoder_2"] if family == SDXL else ["text_encoder"]
     encoders = [name for name in encoders if folder.class_of(name)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,60 +43,30 @@ class Generated:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Call:
-    """Options of all modes.
+class CommonCall:
+    """Options of all pipelines.
 
     ``prompt``, ``negative_prompt``: a text, or as many as there are pictures to begin with; the
-    second is used where ``guidance_scale`` is over 1. ``prompt_2``, ``negative_prompt_2``: for
-    SDXL's second encoder; the first's where left out. ``prompt_embeds``, ``pooled_prompt_embeds``
-    and their negatives: ready-made, float32 (B, T, C) and (B, P), in place of texts.
-    ``num_images_per_prompt``: of each prompt. ``height``, ``width``: in pixels; the network's
-    own size, or the picture's, where left out. ``seed``: of a numpy generator (PCG64); a random
-    one where left out. ``noise``: draws noise in its place, (shape) to float32. ``latents``: the
-    initial noise, standard normal, (N, c, h, w). ``scheduler``: a name of
-    ``schedulers.NAMES`` in place of the bundle's own. ``eta``: of DDIM. ``output_type``:
-    ``latent`` leaves out the decoder. ``denoising_start``, ``denoising_end``: the share of the
-    schedule that another pipeline did or will do. ``long_prompts``, ``weighting``: see
-    ``text.batch``. ``control_images``: for every ControlNet a picture or (N, H, W, 3); with
-    ``controlnet_conditioning_scale``, ``control_guidance_start`` and ``_end`` for all or each.
-    ``original_size``, ``target_size`` (height, width), ``crops_coords_top_left``,
-    ``aesthetic_score`` and its negative: what SDXL is told. ``callback``: called after every
-    step.
+    second is used where ``guidance_scale`` is over 1. ``num_images_per_prompt``: of each prompt.
+    ``height``, ``width``: in pixels; the network's own size, or the picture's, where left out.
+    ``seed``: of a numpy generator (PCG64); a random one where left out. ``noise``: draws noise in
+    its place, (shape) to float32. ``latents``: the initial noise, standard normal, (N, c, h, w).
+    ``scheduler``: a name of ``schedulers.NAMES`` in place of the bundle's own. ``output_type``:
+    ``latent`` leaves out the decoder. ``callback``: called after every step.
     """
 
     prompt: str | Sequence[str] | None = None
-    prompt_2: str | Sequence[str] | None = None
     negative_prompt: str | Sequence[str] | None = None
-    negative_prompt_2: str | Sequence[str] | None = None
-    prompt_embeds: Latents | None = None
-    negative_prompt_embeds: Latents | None = None
-    pooled_prompt_embeds: Latents | None = None
-    negative_pooled_prompt_embeds: Latents | None = None
     num_images_per_prompt: int = 1
     height: int | None = None
     width: int | None = None
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
-    guidance_rescale: float = 0.0
-    eta: float = 0.0
     scheduler: str | None = None
     seed: int | None = None
     noise: Noise | None = None
     latents: Latents | None = None
     output_type: Literal["image", "latent"] = "image"
-    denoising_start: float | None = None
-    denoising_end: float | None = None
-    long_prompts: LongPrompts = "chunk"
-    weighting: bool = True
-    control_images: Sequence[Any] = ()
-    controlnet_conditioning_scale: float | Sequence[float] = 1.0
-    control_guidance_start: float | Sequence[float] = 0.0
-    control_guidance_end: float | Sequence[float] = 1.0
-    original_size: tuple[int, int] | None = None
-    target_size: tuple[int, int] | None = None
-    crops_coords_top_left: tuple[int, int] = (0, 0)
-    aesthetic_score: float = 6.0
-    negative_aesthetic_score: float = 2.5
     callback: Callable[[StepInfo], None] | None = None
 
     def __post_init__(self) -> None:
@@ -114,12 +84,57 @@ class Call:
             raise UsageError("a seed is not negative", found=str(self.seed))
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Call(CommonCall):
+    """Options of Stable Diffusion in all modes, beside those of ``CommonCall``.
+
+    ``prompt_2``, ``negative_prompt_2``: for SDXL's second encoder; the first's where left out.
+    ``prompt_embeds``, ``pooled_prompt_embeds`` and their negatives: ready-made, float32
+    (B, T, C) and (B, P), in place of texts. ``eta``: of DDIM. ``denoising_start``,
+    ``denoising_end``: the share of the schedule that another pipeline did or will do.
+    ``long_prompts``, ``weighting``: see ``text.batch``. ``control_images``: for every ControlNet a
+    picture or (N, H, W, 3); with ``controlnet_conditioning_scale``, ``control_guidance_start``
+    and ``_end`` for all or each. ``original_size``, ``target_size`` (height, width),
+    ``crops_coords_top_left``, ``aesthetic_score`` and its negative: what SDXL is told.
+    """
+
+    prompt_2: str | Sequence[str] | None = None
+    negative_prompt_2: str | Sequence[str] | None = None
+    prompt_embeds: Latents | None = None
+    negative_prompt_embeds: Latents | None = None
+    pooled_prompt_embeds: Latents | None = None
+    negative_pooled_prompt_embeds: Latents | None = None
+    guidance_rescale: float = 0.0
+    eta: float = 0.0
+    denoising_start: float | None = None
+    denoising_end: float | None = None
+    long_prompts: LongPrompts = "chunk"
+    weighting: bool = True
+    control_images: Sequence[Any] = ()
+    controlnet_conditioning_scale: float | Sequence[float] = 1.0
+    control_guidance_start: float | Sequence[float] = 0.0
+    control_guidance_end: float | Sequence[float] = 1.0
+    original_size: tuple[int, int] | None = None
+    target_size: tuple[int, int] | None = None
+    crops_coords_top_left: tuple[int, int] = (0, 0)
+    aesthetic_score: float = 6.0
+    negative_aesthetic_score: float = 2.5
+
+
+SomeCall = TypeVar("SomeCall", bound=CommonCall)
+
+
 def call_of(options: dict[str, Any]) -> Call:
     """Options as a ``Call``. Raises ``UsageError`` naming what there is no option for."""
-    known = {field.name for field in fields(Call)}
+    return options_as(Call, options)
+
+
+def options_as(kind: type[SomeCall], options: dict[str, Any]) -> SomeCall:
+    """As ``call_of``, for the calls of another pipeline."""
+    known = {field.name for field in fields(kind)}
     unknown = sorted(set(options) - known)
     if unknown:
         raise UsageError(
             f"there is no option {', '.join(unknown)}", expected=", ".join(sorted(known))
         )
-    return Call(**options)
+    return kind(**options)

@@ -7,10 +7,17 @@ from pathlib import Path
 from pixelrt.errors import BundleError
 from pixelrt.pipeline_bundle import open_pipeline
 from pixelrt.runtime.backends.select import Choice
+from pixelrt.runtime.diffusion.kandinsky import Kandinsky
 from pixelrt.runtime.diffusion.stable_diffusion import StableDiffusion
 from pixelrt.runtime.networks import Networks
 
-PIPELINES = {"stable-diffusion": StableDiffusion, "stable-diffusion-xl": StableDiffusion}
+Pipeline = StableDiffusion | Kandinsky
+PIPELINES: dict[str, type[Pipeline]] = {
+    "stable-diffusion": StableDiffusion,
+    "stable-diffusion-xl": StableDiffusion,
+    "kandinsky-2.2": Kandinsky,
+}
+"""What runs the families of bundles."""
 
 
 def load_pipeline(
@@ -20,7 +27,7 @@ def load_pipeline(
     precision: str = "auto",
     low_memory: bool = False,
     verify: bool = True,
-) -> StableDiffusion:
+) -> Pipeline:
     """Open a bundle of several networks for running.
 
     ``low_memory``: one network is open at a time. The rest is as in ``pixelrt.load``.

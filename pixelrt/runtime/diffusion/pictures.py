@@ -15,17 +15,23 @@ Values = NDArray[np.float32]
 LEVELS = np.float32(255)
 
 
-def pictures(source: Any, size: Size | None = None) -> Values:
+def pictures(
+    source: Any,
+    size: Size | None = None,
+    resample: Image.Resampling = Image.Resampling.LANCZOS,
+    reducing_gap: float | None = None,
+) -> Values:
     """(N, C, H, W) float32 in [0, 1], brought to ``size`` where one is given.
 
     ``source``: a PIL picture or a list of some; uint8 (H, W, C) or (N, H, W, C); or float32 in
-    [0, 1] of these shapes. uint8 is resized by Pillow's Lanczos filter; float32 is not resized.
+    [0, 1] of these shapes. uint8 is resized by Pillow, with ``resample`` and
+    ``reducing_gap``; float32 is not.
     Raises ``ImageError``, and ``InputError`` for float32 of another size.
     """
     batch = _batch(source)
     if batch.dtype == np.uint8:
         if size is not None and batch.shape[1:3] != (size.height, size.width):
-            batch = np.stack([_resized(one, size) for one in batch])
+            batch = np.stack([_resized(one, size, resample, reducing_gap) for one in batch])
         values = batch.astype(np.float32) / LEVELS
     else:
         if size is not None and batch.shape[1:3] != (size.height, size.width):
@@ -44,9 +50,14 @@ def pictures(source: Any, size: Size | None = None) -> Values:
     return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
 
 
-def colour_pictures(source: Any, size: Size | None = None) -> Values:
+def colour_pictures(
+    source: Any,
+    size: Size | None = None,
+    resample: Image.Resampling = Image.Resampling.LANCZOS,
+    reducing_gap: float | None = None,
+) -> Values:
     """As ``pictures``, (N, 3, H, W): grey ones have three equal channels."""
-    found = pictures(source, size)
+    found = pictures(source, size, resample, reducing_gap)
     return np.repeat(found, 3, axis=1) if found.shape[1] == 1 else found
 
 
@@ -118,9 +129,13 @@ def _checked(source: Any) -> NDArray[Any]:
     return array
 
 
-def _resized(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+def _resized(
+    pixels: NDArray[np.uint8], size: Size, resample: Image.Resampling, reducing_gap: float | None
+) -> NDArray[np.uint8]:
     squeezed = pixels[..., 0] if pixels.shape[2] == 1 else pixels
-    image = Image.fromarray(squeezed).resize((size.width, size.height), Image.Resampling.LANCZOS)
+    image = Image.fromarray(squeezed).resize(
+        (size.width, size.height), resample, reducing_gap=reducing_gap
+    )
     resized: NDArray[np.uint8] = np.asarray(image, np.uint8)
     return resized.reshape(size.height, size.width, pixels.shape[2])
 

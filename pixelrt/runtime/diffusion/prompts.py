@@ -44,13 +44,13 @@ class Prompts:
         """For all pictures of a call. Raises ``InputError`` and ``UsageError``."""
         if call.prompt_embeds is not None:
             return self._ready(call, call.prompt_embeds, guided=guided)
-        prompts = _texts(call.prompt, "prompt")
+        prompts = texts_of(call.prompt, "prompt")
         count = len(prompts)
-        wanted = [[prompts, _alike(call.prompt_2, prompts, "prompt_2")]]
+        wanted = [[prompts, alike(call.prompt_2, prompts, "prompt_2")]]
         zeros = guided and call.negative_prompt is None and self._settings.empty_is_zero
         if guided and not zeros:
-            negative = _alike(call.negative_prompt, [""] * count, "negative_prompt")
-            second = _alike(call.negative_prompt_2, negative, "negative_prompt_2")
+            negative = alike(call.negative_prompt, [""] * count, "negative_prompt")
+            second = alike(call.negative_prompt_2, negative, "negative_prompt_2")
             wanted.insert(0, [negative, second])
         text, pooled, notes = self._encode(wanted, call)
         if zeros:
@@ -122,17 +122,18 @@ class Prompts:
         return ready_embeddings(name, given, ("B", "P"))
 
 
-def _texts(given: str | Sequence[str] | None, name: str) -> list[str]:
+def texts_of(given: str | Sequence[str] | None, name: str) -> list[str]:
+    """One or several. Raises ``UsageError`` where there is none."""
     if given is None:
         raise UsageError(f"there is no {name}", hint="an empty one is given as ''")
     return [given] if isinstance(given, str) else list(given)
 
 
-def _alike(given: str | Sequence[str] | None, like: list[str], name: str) -> list[str]:
-    """As many as ``like``, which stands in where nothing is given."""
+def alike(given: str | Sequence[str] | None, like: list[str], name: str) -> list[str]:
+    """As many as ``like``, which stands in where nothing is given. Raises ``InputError``."""
     if given is None:
         return like
-    found = _texts(given, name)
+    found = texts_of(given, name)
     if len(found) == 1:
         return found * len(like)
     if len(found) != len(like):

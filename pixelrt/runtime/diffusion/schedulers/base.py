@@ -87,7 +87,7 @@ class Run(ABC):
             )
         latents = np.asarray(latents, dtype=np.float32)
         output = np.asarray(model_output, dtype=np.float32)
-        expected = self._output_shape(latents.shape)
+        expected = self.output_shape(latents.shape)
         if output.shape != expected:
             raise UsageError(
                 "the network's output does not fit the latents",
@@ -102,7 +102,8 @@ class Run(ABC):
         level = self._level(i)
         return combine((level.alpha, x0), (level.sigma, noise))
 
-    def _output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of the network's output that ``step`` takes for latents of ``shape``."""
         return shape
 
     @abstractmethod

@@ -146,7 +146,7 @@ class AncestralRun(ProductRun):
         self._variance_type = variance_type
         self._updates = updates
 
-    def _output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if not self._variance_type.startswith("learned"):
             return shape
         return (shape[0], 2 * shape[1], *shape[2:])
