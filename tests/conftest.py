@@ -29,12 +29,19 @@ def private_cache(
     monkeypatch.setenv("PIXELRT_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What fixtures of a session or a module make does not touch the user's cache either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIXELRT_CACHE", str(tmp_path_factory.mktemp("session-cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
     """``make_bundle(family, config, seed=0)``: a real export, made once per session."""
     made: dict[str, Bundle] = {}
     folder = tmp_path_factory.mktemp("bundles")
-    cache = tmp_path_factory.mktemp("export-cache")
 
     def make(family: str, config: dict[str, Any] | None = None, seed: int = 0) -> Bundle:
         key = f"{family}-{config}-{seed}"
@@ -42,9 +49,7 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundl
             from pixelrt.export.pipeline import export_bundle
 
             path = folder / f"{family}-{len(made)}.pixelrt"
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setenv("PIXELRT_CACHE", str(cache))
-                export_bundle(None, path, family=family, config=config, random_seed=seed)
+            export_bundle(None, path, family=family, config=config, random_seed=seed)
             made[key] = open_bundle(path)
         return made[key]
 

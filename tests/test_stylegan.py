@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pixelrt import load
+from pixelrt import load, load_pipeline
 from pixelrt.cli.main import run
 from pixelrt.errors import BundleError, UsageError
 from pixelrt.export.families.stylegan2 import random
@@ -90,3 +90,5 @@ def test_what_does_not_fit_is_refused(bundle: Path, model: StyleGan2) -> None:
         model.latents([1], labels=[0])
     with pytest.raises(BundleError, match="several networks"):
         load(bundle)
+    with pytest.raises(BundleError, match="load_stylegan"):
+        load_pipeline(bundle)

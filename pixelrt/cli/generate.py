@@ -69,6 +69,21 @@ def common_options(command: Command) -> Command:
     return command
 
 
+def image_option(help_text: str) -> Callable[[Command], Command]:
+    return click.option(
+        "-i", "--image", required=True, type=click.Path(path_type=Path), help=help_text
+    )
+
+
+def strength_option(default: float) -> Callable[[Command], Command]:
+    return click.option(
+        "--strength",
+        default=default,
+        show_default=True,
+        help="How much is made anew, above 0 to 1.",
+    )
+
+
 def generate(
     options: dict[str, Any], run: Callable[[StableDiffusion, dict[str, Any]], Generated]
 ) -> None:

@@ -7,21 +7,19 @@ from typing import Any
 
 import click
 
-from pixelrt.cli.generate import common_options, generate, read_source
+from pixelrt.cli.generate import (
+    common_options,
+    generate,
+    image_option,
+    read_source,
+    strength_option,
+)
 
 
 @click.command("img2img")
 @common_options
-@click.option(
-    "-i",
-    "--image",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="The picture, or latents (.npy) of another pipeline.",
-)
-@click.option(
-    "--strength", default=0.8, show_default=True, help="How much is made anew, above 0 to 1."
-)
+@image_option("The picture, or latents (.npy) of another pipeline.")
+@strength_option(0.8)
 def command(image: Path, strength: float, **options: Any) -> None:
     """Change a picture as a prompt says with a diffusion BUNDLE."""
     source = read_source(image)

@@ -7,6 +7,7 @@ import json
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -129,8 +130,7 @@ def outcomes(
     """All samples through a session, or the smallest alone. Never raises on a mismatch."""
     if isinstance(network, PipelineNetwork):
         limits = limits_of(network, session.info, role)
-        found = tensor_samples(network)
-        for sample in found[:1] if smallest else found:
+        for sample in islice(tensor_samples(network), 1 if smallest else None):
             yield Outcome(sample.name, compare_tensors(network, session, sample), limits)
         return
     assert isinstance(network, Bundle)

@@ -20,15 +20,10 @@ class TensorSample:
     feeds: Mapping[str, Array]
     expected: Mapping[str, Array]
 
-    @property
-    def size(self) -> int:
-        return sum(value.size for value in self.feeds.values())
 
-
-def tensor_samples(network: PipelineNetwork) -> tuple[TensorSample, ...]:
-    """All samples, smallest first."""
-    found = [TensorSample(*sample) for sample in network.samples()]
-    return tuple(sorted(found, key=lambda sample: sample.size))
+def tensor_samples(network: PipelineNetwork) -> Iterator[TensorSample]:
+    """All samples, smallest first, each read when it is asked for."""
+    return (TensorSample(*sample) for sample in network.samples())
 
 
 def compare_tensors(network: PipelineNetwork, session: Session, sample: TensorSample) -> Comparison:

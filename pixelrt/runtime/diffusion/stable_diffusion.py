@@ -23,12 +23,12 @@ from pixelrt.runtime.diffusion.pictures import (
     masks,
     shrunk_mask,
     size_of,
-    to_pixels,
 )
 from pixelrt.runtime.diffusion.prompts import Embeddings, Prompts
 from pixelrt.runtime.diffusion.schedulers import make_scheduler
 from pixelrt.runtime.diffusion.schedulers.base import Noise, Run
 from pixelrt.runtime.diffusion.vae import decode, encode
+from pixelrt.runtime.images.levels import to_pixels
 from pixelrt.runtime.networks import Networks
 
 Values = NDArray[np.float32]
