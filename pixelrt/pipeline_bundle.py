@@ -29,7 +29,8 @@ from pixelrt.bundle_files import (
 )
 from pixelrt.bundle_files import check_files as check_listed_files
 from pixelrt.errors import BundleError
-from pixelrt.manifest import PIPELINE_FORMAT, Network, PipelineManifest
+from pixelrt.manifest import PIPELINE_FORMAT, Network, PipelineManifest, PipelineReference
+from pixelrt.whole_run import WholeRun, read_run
 
 FOLDERS = ("graphs", "reference", "assets")
 INPUT, OUTPUT = "in.", "out."
@@ -102,6 +103,10 @@ class PipelineBundle:
             where = self.root / MANIFEST
             raise BundleError(f"{where} is malformed", found=f"settings: {exc}") from exc
 
+    def reference(self, one: PipelineReference) -> WholeRun:
+        """Raises ``BundleError`` where its file is no such run."""
+        return read_run(self.root / one.file)
+
     def asset(self, name: str) -> bytes:
         """The contents of ``assets/NAME``. Raises ``BundleError`` where there is none."""
         file = f"assets/{name}"
@@ -157,6 +162,10 @@ def _check(manifest: PipelineManifest, root: Path) -> None:
             if plain and (graph.inputs, graph.outputs) != (plain.inputs, plain.outputs):
                 problems.append(f"network {name} has a variant with other inputs or outputs")
         used |= {sample.file for sample in one.samples}
+    runs = [one.name for one in manifest.references]
+    if len(set(runs)) != len(runs):
+        problems.append("references of the whole pipeline must each have a name of its own")
+    used |= {one.file for one in manifest.references}
     problems += unlisted(used, manifest.files)
     if problems:
         raise BundleError(f"{root / MANIFEST} is malformed", found="; ".join(problems))

@@ -82,7 +82,7 @@ def test_the_command_line(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert run(["inspect", str(bundle)]) == 0
     assert "pixelrt stylegan" in capsys.readouterr().out
     assert run(["verify", str(bundle), *common]) == 0
-    assert "4 of 4 checks passed" in capsys.readouterr().out
+    assert "5 of 5 checks passed" in capsys.readouterr().out
 
 
 def test_what_does_not_fit_is_refused(bundle: Path, model: StyleGan2) -> None:

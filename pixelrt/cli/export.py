@@ -33,6 +33,11 @@ TITLES = {
     "write": "writing the bundle",
 }
 
+PART_TITLES = {
+    "pipeline": "running the whole pipeline in PyTorch in fp32",
+    "write": "writing the bundle",
+}
+
 
 @click.command("export")
 @click.argument("source", required=False)
@@ -193,7 +198,7 @@ def _export_stylegan(
 def _part_report(*, quiet: bool) -> Callable[[str], None]:
     def report(part: str) -> None:
         if not quiet:
-            note("writing the bundle" if part == "write" else f"exporting and checking {part}")
+            note(PART_TITLES.get(part, f"exporting and checking {part}"))
 
     return report
 

@@ -56,6 +56,9 @@ class Limits:
     max_abs: float
     min_psnr: float
 
+    def hold(self, got: Comparison) -> bool:
+        return not got.non_finite and got.max_abs <= self.max_abs and got.psnr >= self.min_psnr
+
     def __str__(self) -> str:
         text = f"max abs at most {self.max_abs:.1e}"
         return text + (f", at least {self.min_psnr:.0f} dB" if self.min_psnr else "")
@@ -99,8 +102,7 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        got, limits = self.comparison, self.limits
-        return not got.non_finite and got.max_abs <= limits.max_abs and got.psnr >= limits.min_psnr
+        return self.limits.hold(self.comparison)
 
 
 @dataclass(frozen=True)
