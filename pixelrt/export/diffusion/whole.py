@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +50,7 @@ def _run(way: Way) -> WholeRun:
     pictures = {name: _pictures(value) for name, value in way.arrays.items()}
     call = {way.renamed.get(n, n): v for n, v in {**way.options, **pictures}.items()}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # diffusers' own, about its own names
+        with quiet():
             images, steps, noise = run_pipe(way.pipe(), call)
     # diffusers raises whatever its parts raise.
     except Exception as exc:
@@ -88,6 +88,24 @@ def run_pipe(
             callback_on_step_end=keep,
         )
     return made.images, steps, [one.numpy() for one in drawn.values]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what diffusers and transformers have to say of their own names and packages."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    kept = [(one, one.get_verbosity()) for one in (diffusers_logging, transformers_logging)]
+    try:
+        for one, _ in kept:
+            one.set_verbosity_error()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for one, level in kept:
+            one.set_verbosity(level)
 
 
 class _Drawn(TorchFunctionMode):
