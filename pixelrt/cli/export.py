@@ -78,6 +78,12 @@ PART_TITLES = {
     metavar="FOLDER|HUB_ID",
     help="Tokenizer of a diffusion pipeline in a single file; may be repeated.",
 )
+@click.option(
+    "--no-pipeline-reference",
+    is_flag=True,
+    help="Do not run the whole of a diffusion pipeline in PyTorch, which takes all of its networks "
+    "in memory at once; `pixelrt verify` then checks the networks alone.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that exists.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def command(
@@ -89,6 +95,7 @@ def command(
     controlnets: tuple[Path, ...],
     loras: tuple[str, ...],
     tokenizers: tuple[str, ...],
+    no_pipeline_reference: bool,
     overwrite: bool,
     quiet: bool,
 ) -> None:
@@ -114,12 +121,14 @@ def command(
             loras=loras,
             tokenizers=tokenizers,
             config=settings,
+            whole=not no_pipeline_reference,
             overwrite=overwrite,
         )
         return
-    if controlnets or loras or tokenizers:
+    if controlnets or loras or tokenizers or no_pipeline_reference:
         raise UsageError(
-            "--controlnet, --lora and --tokenizer go with a diffusion pipeline only",
+            "--controlnet, --lora, --tokenizer and --no-pipeline-reference go with a diffusion "
+            "pipeline only",
             hint="name a diffusers folder, or add --family diffusion",
         )
     if family == STYLEGAN:

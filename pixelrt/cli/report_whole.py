@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -77,7 +76,7 @@ def _section(
         pictures.png_uri(run.images[0]),
         "reference",
     )
-    options = json.dumps(reference.options)
+    options = ", ".join(f"{name} {value}" for name, value in reference.options.items())
     name = f"sample-{number}"
     return element(
         "section",
@@ -142,7 +141,7 @@ def _curve(check: WholeCheck) -> list[Html]:
             series,
             "step",
             "error, of the largest value",
-            x_label=lambda value: f"{value:.0f}",
+            x_label=lambda value: f"{value:.0f}" if value == round(value) else "",
             y_label=lambda value: f"{value:.0e}",
         )
     ]

@@ -51,7 +51,7 @@ covers. It is there to find what overflows."""
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest error, of a range of 1, and the least PSNR in dB (0: none)."""
+    """The largest error, of a range of 1 (infinite: any), and the least PSNR in dB (0: any)."""
 
     max_abs: float
     min_psnr: float
@@ -60,8 +60,9 @@ class Limits:
         return not got.non_finite and got.max_abs <= self.max_abs and got.psnr >= self.min_psnr
 
     def __str__(self) -> str:
-        text = f"max abs at most {self.max_abs:.1e}"
-        return text + (f", at least {self.min_psnr:.0f} dB" if self.min_psnr else "")
+        words = [f"max abs at most {self.max_abs:.1e}"] if np.isfinite(self.max_abs) else []
+        words += [f"at least {self.min_psnr:.0f} dB"] if self.min_psnr else []
+        return ", ".join(words)
 
 
 def limits_of(

@@ -63,11 +63,12 @@ class WholeCheck:
 
     @property
     def step_limits(self) -> Limits:
+        """Of lower precision there is none: pictures alone are held."""
         return Limits(STEP_MAX_ABS if self.precision == "float32" else np.inf, 0.0)
 
     @property
     def picture_limits(self) -> Limits:
-        return Limits(1.0, MIN_PSNR if self.precision == "float32" else LOW_MIN_PSNR)
+        return Limits(np.inf, MIN_PSNR if self.precision == "float32" else LOW_MIN_PSNR)
 
     @property
     def worst_step(self) -> Comparison | None:
@@ -78,14 +79,14 @@ class WholeCheck:
         """Why it failed; none where it passed."""
         if self.problem or self.picture is None:
             return (self.problem,)
-        limits = self.step_limits
+        steps, pictures = self.step_limits, self.picture_limits
         found = [
-            f"latents after step {number}: {one}"
+            f"latents after step {number}: {one} ({steps})"
             for number, one in enumerate(self.steps, 1)
-            if not limits.hold(one)
+            if not steps.hold(one)
         ][:1]
-        if not self.picture_limits.hold(self.picture):
-            found.append(f"pictures: {self.picture}")
+        if not pictures.hold(self.picture):
+            found.append(f"pictures: {self.picture} ({pictures})")
         return tuple(found)
 
     @property

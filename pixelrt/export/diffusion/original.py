@@ -103,15 +103,16 @@ def _components(original: Original) -> dict[str, Any]:
 
     folder = original.folder
     made: dict[str, Any] = {"vae": original.load("vae"), "unet": original.load("unet")}
-    for number in ("", "_2") if original.xl else ("",):
-        encoder, tokenizer = f"text_encoder{number}", f"tokenizer{number}"
-        there = bool(folder.class_of(encoder))
-        made[encoder] = original.load(encoder) if there else None
-        made[tokenizer] = (
-            CLIPTokenizer.from_pretrained(str(folder.tokenizer(tokenizer)), local_files_only=True)
-            if there
-            else None
+    if original.xl:
+        # The refiner has the second alone.
+        made |= {"text_encoder": None, "tokenizer": None}
+    for one in original.settings.text:
+        name = one.network.replace("text_encoder", "tokenizer")
+        made[one.network] = original.load(one.network)
+        made[name] = CLIPTokenizer.from_pretrained(
+            str(folder.tokenizer(name)), local_files_only=True
         )
+        made[name].model_max_length = one.tokenizer.model_max_length
     if original.settings.controls:
         nets = original.controls()
         made["controlnet"] = nets[0] if len(nets) == 1 else nets

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ def export_diffusion(
     loras: Sequence[LoraFile] = (),
     tokenizers: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
+    whole: bool = True,
     overwrite: bool = False,
     report: Report = lambda part: None,
 ) -> Path:
@@ -31,10 +33,12 @@ def export_diffusion(
 
     ``controlnets``: folders of ControlNets that become part of the UNet's graph. ``loras``: files
     merged into the weights. ``tokenizers`` and ``config``: for a single file, see
-    ``open_single_file``. Raises as ``assemble`` does.
+    ``open_single_file``. ``whole``: also run the whole pipeline in diffusers, for
+    `pixelrt verify` to reproduce; all networks are in memory then. Raises as ``assemble`` does.
     """
     check_output(output, overwrite)
     plan = plan_of(_opened(source, tokenizers, config), controlnets, loras)
+    plan = plan if whole else replace(plan, examples=None)
     return assemble(plan, output, overwrite=overwrite, report=report)
 
 
