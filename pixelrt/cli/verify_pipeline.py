@@ -25,11 +25,12 @@ Row = tuple[BackendInfo, str, Outcome]
 
 @dataclass
 class Found:
-    """What was checked, and why the rest was not."""
+    """What was checked, and why the rest was not: ``absent`` networks, ``unrun`` wholes."""
 
     networks: list[Row] = field(default_factory=list)
     wholes: list[tuple[str, WholeCheck]] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
+    unrun: list[str] = field(default_factory=list)
 
     @property
     def verdicts(self) -> list[bool]:
@@ -53,14 +54,17 @@ def verify_pipeline(
     found = Found()
     for backend in backends:
         chosen = _check_networks(bundle, backend, precision, found)
-        if len(chosen) == len(bundle.names()):
+        lacking = ", ".join(name for name in bundle.names() if name not in chosen)
+        if not lacking:
             _check_whole(bundle, Chosen(backend.name, chosen), found)
+        elif chosen:
+            found.unrun.append(f"{backend.name}, the whole pipeline: {lacking} did not pass")
     if found.absent and (named or not found.networks):
         raise BackendError("a backend cannot be used here", found="; ".join(found.absent))
-    for words in found.absent:
-        note(f"not checked  {words}")
     if not bundle.manifest.references:
-        note("not checked  the whole pipeline: the bundle has no reference of it")
+        found.unrun.append("the whole pipeline: the bundle has no reference of it")
+    for words in (*found.absent, *found.unrun):
+        note(f"not checked  {words}")
     click.echo(_network_table(found.networks))
     if found.wholes:
         click.echo(f"\n{_whole_table(found.wholes)}")
@@ -135,7 +139,8 @@ def _check_whole(bundle: PipelineBundle, backend: Chosen, found: Found) -> None:
             try:
                 found.wholes.append((backend.name, check_whole(bundle, networks, reference)))
             except BackendError as exc:
-                found.absent.append(f"{backend.name}, {reference.name}: {exc}")
+                # Such as a plan that does not hold the size of the reference.
+                found.unrun.append(f"{backend.name}, {reference.name}: {exc}")
 
 
 def _network_table(rows: list[Row]) -> str:

@@ -79,6 +79,7 @@ def test_a_pipeline_is_described_and_verified(
     said = capsys.readouterr().out
     assert "pixelrt txt2img" in said
     assert "latents float32 (B, 4, h, w)" in said
+    assert "text-to-image, image-to-image" in said
     assert run(["inspect", str(sd.bundle), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["family"] == "stable-diffusion"
     assert run(["verify", str(sd.bundle), "--backend", "onnxruntime-cpu"]) == 0

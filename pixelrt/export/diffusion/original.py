@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -27,6 +28,8 @@ from pixelrt.pipeline_settings import DiffusionSettings
 INPAINTING_CHANNELS = 9
 SUFFIXES = {"text_to_image": "", "image_to_image": "Img2Img", "inpaint": "Inpaint"}
 CONSISTENCY = "LatentConsistencyModel"
+DIVISOR = 8
+"""Of sides, which diffusers asks for whatever the VAE is."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def ways_of(original: Original) -> Iterator[Way]:
     """The modes of a pipeline, on the smallest size of its grid, a little wider than high."""
     components = cache(partial(_components, original))
     settings = original.settings
-    size = Size(settings.minimum, settings.minimum + settings.multiple)
+    size = _size(settings)
     for mode in original.modes():
         options: dict[str, Any] = {
             "prompt": PROMPT,
@@ -81,6 +84,12 @@ def ways_of(original: Original) -> Iterator[Way]:
         renamed = {"control_images": "image" if mode == "text_to_image" else "control_image"}
         make = partial(_pipe, original, mode, components)
         yield Way(mode, make, options, arrays, renamed)
+
+
+def _size(settings: DiffusionSettings) -> Size:
+    step = math.lcm(settings.multiple, DIVISOR)
+    side = -(-settings.minimum // step) * step
+    return Size(side, side + step)
 
 
 def _arrays(mode: str, controls: int, size: Size) -> dict[str, NDArray[np.uint8]]:
