@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pixelrt.runtime.diffusion.load import load_pipeline
     from pixelrt.runtime.load import load
     from pixelrt.runtime.pipelines.image import ImageModel
+    from pixelrt.runtime.stylegan.model import load_stylegan
     from pixelrt.runtime.video.options import VideoOptions
     from pixelrt.runtime.video.run import run_video
 
@@ -33,6 +34,7 @@ __all__ = [
     "__version__",
     "load",
     "load_pipeline",
+    "load_stylegan",
     "open_bundle",
     "run_video",
 ]
@@ -44,6 +46,7 @@ _HOMES = {
     "VideoOptions": "pixelrt.runtime.video.options",
     "load": "pixelrt.runtime.load",
     "load_pipeline": "pixelrt.runtime.diffusion.load",
+    "load_stylegan": "pixelrt.runtime.stylegan.model",
     "open_bundle": "pixelrt.bundle",
     "run_video": "pixelrt.runtime.video.run",
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +22,12 @@ from pixelrt.bundle_files import (
     bundle_root,
     decode_manifest,
     format_of,
+    new_folder,
     read_manifest,
     unlisted,
 )
 from pixelrt.bundle_files import check_files as check_listed_files
 from pixelrt.errors import BundleError
-from pixelrt.files import atomic_folder
 from pixelrt.manifest import FORMAT, PIPELINE_FORMAT, Component, FileEntry, Manifest, Reference
 from pixelrt.spec import Tolerance
 
@@ -156,15 +156,6 @@ def encode_reference(inputs: NDArray[np.uint8], outputs: NDArray[np.float32]) ->
     return buffer.getvalue()
 
 
-@contextmanager
-def new_bundle(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Folder to write a bundle into; it appears at ``path`` when the block ends well.
-
-    The finished bundle is opened and validated before it appears. Raises ``OutputError``
-    where ``path`` exists and ``overwrite`` is false.
-    """
-    with atomic_folder(path, overwrite=overwrite) as folder:
-        for name in FOLDERS:
-            (folder / name).mkdir()
-        yield folder
-        open_bundle(folder)
+def new_bundle(path: Path, *, overwrite: bool) -> AbstractContextManager[Path]:
+    """Folder to write a bundle of one network into; see ``new_folder``."""
+    return new_folder(path, FOLDERS, open_bundle, overwrite=overwrite)

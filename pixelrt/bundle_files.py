@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import msgspec
 
 from pixelrt.errors import BundleError
-from pixelrt.files import sha256_file
+from pixelrt.files import atomic_folder, sha256_file
 from pixelrt.manifest import FileEntry
 
 Kind = TypeVar("Kind", bound=msgspec.Struct)
@@ -138,6 +139,26 @@ def _check_file(root: Path, name: str, entry: FileEntry) -> None:
             expected=f"sha256 {entry.sha256}",
             hint="export it again or fetch it from where you trust it",
         )
+
+
+@contextmanager
+def new_folder(
+    path: Path,
+    folders: tuple[str, ...],
+    opened: Callable[[Path], object],
+    *,
+    overwrite: bool,
+) -> Iterator[Path]:
+    """Folder with ``folders`` to write a bundle into; it appears at ``path`` when the block ends
+    well and ``opened`` has validated it.
+
+    Raises ``OutputError`` where ``path`` exists and ``overwrite`` is false.
+    """
+    with atomic_folder(path, overwrite=overwrite) as folder:
+        for name in folders:
+            (folder / name).mkdir()
+        yield folder
+        opened(folder)
 
 
 def describe_files(root: Path, folders: tuple[str, ...]) -> dict[str, FileEntry]:

@@ -139,11 +139,24 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     samples: list[NetworkSample]
 
 
+class PipelineReference(msgspec.Struct, frozen=True):
+    """The whole pipeline, run once by the original library in fp32.
+
+    ``mode``: what the family's runtime calls this way of running it; ``options``: of the call,
+    but for its arrays, which are in ``file`` (npz, see ``whole_run``).
+    """
+
+    name: str
+    mode: str
+    options: dict[str, Any]
+    file: str
+
+
 class PipelineManifest(msgspec.Struct, frozen=True, kw_only=True):
     """``manifest.json`` of several networks that make a picture together.
 
     ``family`` names what runs them, ``settings`` is that one's business. ``files`` holds
-    ``assets/`` too, such as the tokenizer.
+    ``assets/`` too, such as the tokenizer. ``references``: what the whole has to reproduce.
     """
 
     format: int
@@ -156,6 +169,7 @@ class PipelineManifest(msgspec.Struct, frozen=True, kw_only=True):
     fidelity: list[Measured]
     made_by: dict[str, str]
     files: dict[str, FileEntry]
+    references: list[PipelineReference] = []
 
 
 def encode_manifest(manifest: Manifest | PipelineManifest) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,13 +23,14 @@ from pixelrt.bundle_files import (
     bundle_root,
     decode_manifest,
     format_of,
+    new_folder,
     read_manifest,
     unlisted,
 )
 from pixelrt.bundle_files import check_files as check_listed_files
 from pixelrt.errors import BundleError
-from pixelrt.files import atomic_folder
-from pixelrt.manifest import PIPELINE_FORMAT, Network, PipelineManifest
+from pixelrt.manifest import PIPELINE_FORMAT, Network, PipelineManifest, PipelineReference
+from pixelrt.whole_run import WholeRun, read_run
 
 FOLDERS = ("graphs", "reference", "assets")
 INPUT, OUTPUT = "in.", "out."
@@ -44,8 +45,9 @@ class PipelineNetwork(BundledNetwork):
     network: Network
 
     def samples(self) -> Iterator[tuple[str, dict[str, NDArray[Any]], dict[str, NDArray[Any]]]]:
-        """(name, inputs, expected outputs) of each sample. Raises ``BundleError``."""
-        for sample in self.network.samples:
+        """(name, inputs, expected outputs) of each sample, read as it is asked for, smallest
+        file first. Raises ``BundleError``."""
+        for sample in sorted(self.network.samples, key=lambda one: self.files[one.file].bytes):
             path = self.path(sample.file)
             try:
                 with np.load(path, allow_pickle=False) as arrays:
@@ -100,6 +102,10 @@ class PipelineBundle:
         except msgspec.ValidationError as exc:
             where = self.root / MANIFEST
             raise BundleError(f"{where} is malformed", found=f"settings: {exc}") from exc
+
+    def reference(self, one: PipelineReference) -> WholeRun:
+        """Raises ``BundleError`` where its file is no such run."""
+        return read_run(self.root / one.file)
 
     def asset(self, name: str) -> bytes:
         """The contents of ``assets/NAME``. Raises ``BundleError`` where there is none."""
@@ -156,16 +162,15 @@ def _check(manifest: PipelineManifest, root: Path) -> None:
             if plain and (graph.inputs, graph.outputs) != (plain.inputs, plain.outputs):
                 problems.append(f"network {name} has a variant with other inputs or outputs")
         used |= {sample.file for sample in one.samples}
+    runs = [one.name for one in manifest.references]
+    if len(set(runs)) != len(runs):
+        problems.append("references of the whole pipeline must each have a name of its own")
+    used |= {one.file for one in manifest.references}
     problems += unlisted(used, manifest.files)
     if problems:
         raise BundleError(f"{root / MANIFEST} is malformed", found="; ".join(problems))
 
 
-@contextmanager
-def new_pipeline(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Folder to write into; the bundle appears at ``path``, validated, when the block ends well."""
-    with atomic_folder(path, overwrite=overwrite) as folder:
-        for name in FOLDERS:
-            (folder / name).mkdir()
-        yield folder
-        open_pipeline(folder)
+def new_pipeline(path: Path, *, overwrite: bool) -> AbstractContextManager[Path]:
+    """Folder to write a bundle of several networks into; see ``bundle_files.new_folder``."""
+    return new_folder(path, FOLDERS, open_pipeline, overwrite=overwrite)

@@ -109,6 +109,19 @@ def test_altered_files_and_settings(path: Path) -> None:
         open_pipeline(path, check_files=False).network("three")
 
 
+def test_the_smallest_sample_alone_is_read_for_float32(path: Path) -> None:
+    bundle = open_pipeline(path)
+    right = FakeBackend({"network": lambda x: x * np.float32(2)}, name="right")
+    for name, left_out in (("one", 0), ("two", -1)):
+        files = [sample.file for sample in bundle.network(name).network.samples]
+        files.sort(key=lambda file: bundle.manifest.files[file].bytes)
+        (path / files[left_out]).unlink()
+    with Networks(bundle, backends=(right,)) as networks:
+        networks.session("two")
+        with pytest.raises(BundleError, match="no reference sample"):
+            networks.session("one")
+
+
 def test_a_backend_that_is_wrong_is_not_used(path: Path) -> None:
     bundle = open_pipeline(path)
     wrong = FakeBackend({"network": lambda x: x * np.float32(2.01)}, name="wrong")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +12,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pixelrt import load
+from pixelrt import load, load_pipeline
+from pixelrt.bundle_files import MANIFEST
 from pixelrt.cli.main import run
 from pixelrt.errors import BundleError, UsageError
 from pixelrt.export.families.stylegan2 import random
 from pixelrt.export.stylegan import export_stylegan
 from pixelrt.fidelity import compare
+from pixelrt.files import sha256_file
 from pixelrt.runtime.stylegan.latents import edit, mix, seeded_z
 from pixelrt.runtime.stylegan.model import StyleGan2, load_stylegan
 
@@ -82,7 +86,23 @@ def test_the_command_line(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert run(["inspect", str(bundle)]) == 0
     assert "pixelrt stylegan" in capsys.readouterr().out
     assert run(["verify", str(bundle), *common]) == 0
-    assert "4 of 4 checks passed" in capsys.readouterr().out
+    assert "5 of 5 checks passed" in capsys.readouterr().out
+
+
+def test_another_centre_of_truncation_fails_the_whole(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each network passes: the centre is in none of them."""
+    path = Path(shutil.copytree(bundle, tmp_path / "a.pixelrt"))
+    centre = path / "assets" / "w_avg.npy"
+    np.save(centre, np.load(centre) + np.float32(0.1))
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest["files"]["assets/w_avg.npy"]["sha256"] = sha256_file(centre)
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    assert run(["verify", str(path), "--backend", "onnxruntime-cpu"]) == 1
+    told = capsys.readouterr()
+    assert "4 of 5 checks passed" in told.out
+    assert "seed: latents after step 1" in told.err
 
 
 def test_what_does_not_fit_is_refused(bundle: Path, model: StyleGan2) -> None:
@@ -90,3 +110,5 @@ def test_what_does_not_fit_is_refused(bundle: Path, model: StyleGan2) -> None:
         model.latents([1], labels=[0])
     with pytest.raises(BundleError, match="several networks"):
         load(bundle)
+    with pytest.raises(BundleError, match="load_stylegan"):
+        load_pipeline(bundle)

@@ -33,6 +33,11 @@ TITLES = {
     "write": "writing the bundle",
 }
 
+PART_TITLES = {
+    "pipeline": "running the whole pipeline in PyTorch in fp32",
+    "write": "writing the bundle",
+}
+
 
 @click.command("export")
 @click.argument("source", required=False)
@@ -76,6 +81,12 @@ TITLES = {
 @click.option(
     "--prior", metavar="FOLDER|HUB_ID", help="Prior of Kandinsky 2.2, whose decoder SOURCE is."
 )
+@click.option(
+    "--no-pipeline-reference",
+    is_flag=True,
+    help="Do not run the whole of a diffusion pipeline in PyTorch, which takes all of its networks "
+    "in memory at once; `pixelrt verify` then checks the networks alone.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that exists.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def command(
@@ -88,6 +99,7 @@ def command(
     loras: tuple[str, ...],
     tokenizers: tuple[str, ...],
     prior: str | None,
+    no_pipeline_reference: bool,
     overwrite: bool,
     quiet: bool,
 ) -> None:
@@ -114,12 +126,14 @@ def command(
             tokenizers=tokenizers,
             config=settings,
             prior=prior,
+            whole=not no_pipeline_reference,
             overwrite=overwrite,
         )
         return
-    if controlnets or loras or tokenizers or prior:
+    if controlnets or loras or tokenizers or prior or no_pipeline_reference:
         raise UsageError(
-            "--controlnet, --lora, --tokenizer and --prior go with a diffusion pipeline only",
+            "--controlnet, --lora, --tokenizer, --prior and --no-pipeline-reference go with a "
+            "diffusion pipeline only",
             hint="name a diffusers folder, or add --family diffusion",
         )
     if family == STYLEGAN:
@@ -198,7 +212,7 @@ def _export_stylegan(
 def _part_report(*, quiet: bool) -> Callable[[str], None]:
     def report(part: str) -> None:
         if not quiet:
-            note("writing the bundle" if part == "write" else f"exporting and checking {part}")
+            note(PART_TITLES.get(part, f"exporting and checking {part}"))
 
     return report
 

@@ -73,9 +73,23 @@ def common_options(command: Command) -> Command:
     return command
 
 
+def image_option(help_text: str) -> Callable[[Command], Command]:
+    return click.option(
+        "-i", "--image", required=True, type=click.Path(path_type=Path), help=help_text
+    )
+
+
+def strength_option(default: str) -> Callable[[Command], Command]:
+    return click.option(
+        "--strength",
+        type=float,
+        help=f"How much is made anew, above 0 to 1. Default: {default}.",
+    )
+
+
 def generate(options: dict[str, Any], mode: str, **inputs: Any) -> None:
     """``options`` as the command line gives them; ``mode``: a method of the pipeline, which is
-    given ``inputs`` too."""
+    given ``inputs`` too, without those that are ``None``."""
     output, count = options["output"], options["count"]
     targets = targets_of(output, count)
     for target in targets:
@@ -93,7 +107,8 @@ def generate(options: dict[str, Any], mode: str, **inputs: Any) -> None:
         method = _method(pipeline, mode)
         with _steps(options["steps"], quiet=options["quiet"]) as step:
             call = call_options(options, latent=latent)
-            made: Generated = method(**call, **inputs, callback=step)
+            given = {name: value for name, value in inputs.items() if value is not None}
+            made: Generated = method(**call, **given, callback=step)
         if not options["quiet"]:
             _tell(pipeline, made)
     _write(made, targets, options)

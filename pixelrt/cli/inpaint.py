@@ -7,12 +7,18 @@ from typing import Any
 
 import click
 
-from pixelrt.cli.generate import common_options, generate, read_source
+from pixelrt.cli.generate import (
+    common_options,
+    generate,
+    image_option,
+    read_source,
+    strength_option,
+)
 
 
 @click.command("inpaint")
 @common_options
-@click.option("-i", "--image", required=True, type=click.Path(path_type=Path), help="The picture.")
+@image_option("The picture.")
 @click.option(
     "-m",
     "--mask",
@@ -20,10 +26,8 @@ from pixelrt.cli.generate import common_options, generate, read_source
     type=click.Path(path_type=Path),
     help="White where the picture is made anew.",
 )
-@click.option(
-    "--strength", default=1.0, show_default=True, help="How much is made anew, above 0 to 1."
-)
-def command(image: Path, mask: Path, strength: float, **options: Any) -> None:
+@strength_option("1")
+def command(image: Path, mask: Path, strength: float | None, **options: Any) -> None:
     """Make a part of a picture anew with a diffusion BUNDLE."""
     picture, where = read_source(image), read_source(mask)
     generate(options, "inpaint", image=picture, mask_image=where, strength=strength)

@@ -83,6 +83,7 @@ def describe_pipeline(bundle: PipelineBundle) -> str:
         ("source", _source(manifest.source)),
         *((one.component.name, _network(one)) for one in manifest.networks),
         ("fidelity", _fidelity(manifest)),
+        ("whole", ", ".join(one.name for one in manifest.references) or "has no reference"),
         ("size", f"{total / 1e6:.2f} MB in {len(manifest.files)} files, all sha256 match"),
         ("settings", json.dumps(manifest.settings)),
         ("made by", ", ".join(f"{k} {v}" for k, v in manifest.made_by.items())),

@@ -6,7 +6,6 @@ then numbers, then for every check the pictures and where they differ.
 
 from __future__ import annotations
 
-import platform
 from datetime import datetime
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import numpy as np
 
 import pixelrt
 from pixelrt.bundle import Bundle
-from pixelrt.cli import report_pictures as pictures
 from pixelrt.cli.report_check import (
     badge,
     cosine_text,
@@ -27,10 +25,16 @@ from pixelrt.cli.report_check import (
 )
 from pixelrt.cli.report_markup import Html, element, facts, markup, table
 from pixelrt.cli.report_page import Frame, page
+from pixelrt.cli.report_words import (
+    factor_options,
+    heading,
+    machine_text,
+    random_weights,
+    source_text,
+    verdict,
+)
 from pixelrt.files import atomic_write
-from pixelrt.manifest import Source
 from pixelrt.runtime.backends.base import BackendInfo
-from pixelrt.runtime.machine import processor_name, usable_cpus
 from pixelrt.runtime.verify import MACHINE_SLACK, Check
 
 
@@ -49,39 +53,29 @@ def write_report(path: Path, bundle: Bundle, checks: list[Check]) -> None:
 
 def render(bundle: Bundle, checks: list[Check], made: datetime) -> str:
     """The page as text; ``made`` with its time zone."""
-    title = f"{_verdict(checks)} - {bundle.manifest.name} - pixelrt verify"
+    title = (
+        f"{verdict([check.passed for check in checks])} - {bundle.manifest.name} - pixelrt verify"
+    )
     command = "pixelrt verify --report"
-    heading = _heading(bundle, made)
     return page(
-        Frame(title, heading, pixelrt.__version__, command, script="report.js"),
+        Frame(
+            title,
+            heading(bundle.manifest.name, made),
+            pixelrt.__version__,
+            command,
+            script="report.js",
+        ),
         "report.html",
         verdict=_verdict_box(bundle, checks),
         backends=_backends(checks),
         facts=_facts(bundle, made),
         checks=_checks_table(checks),
-        factors=_factor_options(),
+        factors=factor_options(),
         samples=markup(*sample_sections(checks)),
     )
 
 
 # --- verdict and facts ----------------------------------------------------------------
-
-
-def _verdict(checks: list[Check]) -> str:
-    failed = sum(not check.passed for check in checks)
-    if not checks:
-        return "No check was run"
-    if failed:
-        return f"{failed} of {len(checks)} checks failed"
-    return "The one check passed" if len(checks) == 1 else f"All {len(checks)} checks passed"
-
-
-def _heading(bundle: Bundle, made: datetime) -> Html:
-    when = element("time", f"{made:%d %B %Y, %H:%M %Z}", datetime=made.isoformat("T", "seconds"))
-    return markup(
-        element("h1", bundle.manifest.name),
-        element("p", "Verification against PyTorch, ", when, class_="subtitle"),
-    )
 
 
 def _verdict_box(bundle: Bundle, checks: list[Check]) -> Html:
@@ -97,20 +91,11 @@ def _verdict_box(bundle: Bundle, checks: list[Check]) -> Html:
     )
     return element(
         "div",
-        element("strong", ("✓ " if good else "✗ ") + _verdict(checks)),
+        element("strong", ("✓ " if good else "✗ ") + verdict([check.passed for check in checks])),
         element("ul", *failed) if failed else Html(""),
         element("p", meaning),
-        _random_weights(bundle.manifest.source),
+        random_weights(bundle.manifest.source),
         class_="verdict " + ("good" if good else "bad"),
-    )
-
-
-def _random_weights(source: Source) -> Html:
-    if source.kind == "checkpoint":
-        return Html("")
-    return element(
-        "p",
-        "The weights are random: the arithmetic is verified, the pictures mean nothing.",
     )
 
 
@@ -155,7 +140,7 @@ def _facts(bundle: Bundle, made: datetime) -> Html:
     rows = [
         ("family", f"{manifest.family}, variant {manifest.variant}"),
         ("task", f"{manifest.image.task}, {f'scale x{scale}' if scale > 1 else 'same size'}"),
-        ("source", _source(manifest.source)),
+        ("source", source_text(manifest.source)),
         ("precision", ", ".join(f"{c.name} {c.precision}" for c in manifest.components)),
         (
             "tolerance",
@@ -165,16 +150,10 @@ def _facts(bundle: Bundle, made: datetime) -> Html:
         *_measured(bundle),
         ("made by", ", ".join(f"{k} {v}" for k, v in manifest.made_by.items())),
         ("bundle sha256", element("span", bundle.sha256, class_="mono")),
-        ("machine", _machine()),
+        ("machine", machine_text()),
         ("verified", f"{made.isoformat(' ', 'seconds')} with pixelrt {pixelrt.__version__}"),
     ]
     return facts("Bundle and machine", rows)
-
-
-def _source(source: Source) -> Html:
-    if source.kind == "random":
-        return markup(f"random weights, seed {source.seed}")
-    return markup(f"{source.name}, sha256 ", element("span", source.sha256, class_="mono"))
 
 
 def _measured(bundle: Bundle) -> list[tuple[str, str]]:
@@ -185,11 +164,6 @@ def _measured(bundle: Bundle) -> list[tuple[str, str]]:
     worst = max(known, key=lambda m: m.max_abs)
     text = f"{worst.max_abs:.2e} at most, by {worst.backend} (samples: {len(known)})"
     return [("error at export", text)]
-
-
-def _machine() -> str:
-    system = f"{platform.system()} {platform.release()} {platform.machine()}"
-    return f"{processor_name()}, {usable_cpus()} processors usable, {system}"
 
 
 # --- the table of checks --------------------------------------------------------------
@@ -221,11 +195,4 @@ def _check_row(index: int, check: Check) -> tuple[str, ...]:
         cosine_text(check),
         count_text(got.non_finite),
         limits_text(check),
-    )
-
-
-def _factor_options() -> Html:
-    decades = list(enumerate(pictures.FACTORS))[::3]
-    return markup(
-        *(element("option", f"× {count_text(factor)}", value=step) for step, factor in decades)
     )

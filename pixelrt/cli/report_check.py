@@ -97,8 +97,8 @@ def _sample(number: int, numbered: list[tuple[int, Check]]) -> Html:
     name = f"sample-{number}"
     shared = element(
         "div",
-        _figure("Input", f"Input of {sample.name}", pictures.png_uri(inputs)),
-        _figure(
+        picture_figure("Input", f"Input of {sample.name}", pictures.png_uri(inputs)),
+        picture_figure(
             "Reference, PyTorch in fp32",
             f"Reference output of {sample.name}",
             pictures.png_uri(pictures.show_levels(levels)),
@@ -124,7 +124,7 @@ def _sizes(sample: Sample, width: int, height: int) -> str:
     return text + (reduced if width > SHOWN_WIDTH else "")
 
 
-def _figure(caption: str, alt: str, uri: str, kind: str = "") -> Html:
+def picture_figure(caption: str, alt: str, uri: str, kind: str = "") -> Html:
     image = element("img", alt=alt, src=uri)
     return element(
         "figure", _frame(image, caption), element("figcaption", caption), class_=f"{kind} picture"
@@ -156,9 +156,9 @@ def _check(index: int, check: Check) -> Html:
         element("p", f"{check.info}; {GRAPHS[check.role]}", class_="note"),
         element(
             "div",
-            _output(check),
-            _difference(check, error),
-            _histogram(check, error),
+            output_figure(check, title(check)),
+            difference_figure(check, error, title(check)),
+            histogram_table(check, error),
             class_="columns",
         ),
         class_="check" if check.passed else "check failed",
@@ -167,9 +167,10 @@ def _check(index: int, check: Check) -> Html:
     )
 
 
-def _output(check: Check) -> Html:
+def output_figure(check: Check, name: str) -> Html:
+    """What came out, to be wiped over the reference of its section; ``name`` of the check."""
     uri = pictures.png_uri(pictures.show_levels(pictures.actual_levels(check)))
-    image = element("img", alt=f"Output for {title(check)}", src=uri)
+    image = element("img", alt=f"Output for {name}", src=uri)
     bad = check.comparison.non_finite
     caption = "Output" + (f"; {count_text(bad)} values NaN or infinite, in magenta" if bad else "")
     slider = element("input", type="range", min=0, max=100, value=0, autocomplete="off")
@@ -188,14 +189,15 @@ def _output(check: Check) -> Html:
     )
 
 
-def _difference(check: Check, error: pictures.Values) -> Html:
+def difference_figure(check: Check, error: pictures.Values, name: str) -> Html:
+    """``error`` (H, W, C) as a picture that can be amplified."""
     if not error.any():  # NaN counts as any
         return _identical(check)
     worst = pictures.largest_channel(error)
     factor = pictures.visible_factor(worst)
     image = element(
         "img",
-        alt=f"Absolute difference for {title(check)}, times {factor}",
+        alt=f"Absolute difference for {name}, times {factor}",
         src=pictures.png_uri(pictures.show_difference(worst, factor, check.limits.max_abs)),
         data_difference=pictures.pack_difference(worst, check.limits.max_abs),
     )
@@ -238,7 +240,7 @@ def _amplifier(factor: int) -> Html:
 # --- histogram ------------------------------------------------------------------------
 
 
-def _histogram(check: Check, error: pictures.Values) -> Html:
+def histogram_table(check: Check, error: pictures.Values) -> Html:
     """Values by the size of their error, with bars; above the limit in the colour of failure."""
     rows = [_bar("exactly 0", int(np.count_nonzero(error == 0)), 0, error.size)]
     for low, high, count, above in pictures.count_decades(error, check.limits.max_abs):
@@ -246,7 +248,9 @@ def _histogram(check: Check, error: pictures.Values) -> Html:
     bad = int(np.count_nonzero(~np.isfinite(error)))
     if bad:
         rows.append(_bar("NaN or infinite", bad, bad, error.size))
-    caption = f"Values by absolute error (limit {check.limits.max_abs:.2e})"
+    caption = "Values by absolute error"
+    if np.isfinite(check.limits.max_abs):
+        caption += f" (limit {check.limits.max_abs:.2e})"
     return table(caption, ("error", "", "values", "share"), rows, "histogram")
 
 

@@ -10,7 +10,7 @@ from pixelrt.bundle import Bundle, open_bundle
 from pixelrt.cli.report import write_report
 from pixelrt.cli.terminal import note
 from pixelrt.cli.verify_pipeline import verify_pipeline
-from pixelrt.errors import BackendError, CheckError, FidelityError, InputError, UsageError
+from pixelrt.errors import BackendError, CheckError, FidelityError, InputError
 from pixelrt.manifest import GraphRole
 from pixelrt.pipeline_bundle import is_pipeline, open_pipeline
 from pixelrt.runtime.backends.base import Backend, Offer
@@ -35,16 +35,16 @@ ROLES: tuple[GraphRole, ...] = ("core", "image")
     "--report", type=click.Path(path_type=Path), help="Also write an HTML page with pictures."
 )
 def command(bundle: str, names: tuple[str, ...], precision: str, report: Path | None) -> int:
-    """Run every reference sample of BUNDLE on every backend and compare with PyTorch.
+    """Run every reference sample of BUNDLE on every backend and compare with PyTorch; of a
+    pipeline those of its networks, then the whole.
 
     Exit code 1 when a check failed, 4 when a backend asked for by name is not there.
     """
     asked = tuple(find_backend(name) for name in names) or BACKENDS
     path = bundle_path(bundle)
     if is_pipeline(path):
-        if report is not None:
-            raise UsageError("a report is written for bundles of one network only")
-        return verify_pipeline(open_pipeline(path), asked, precision, named=bool(names))
+        pipeline = open_pipeline(path)
+        return verify_pipeline(pipeline, asked, precision, named=bool(names), report=report)
     opened = open_bundle(path)
     checks, absent = run_checks(opened, asked, precision)
     if absent and (names or not checks):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -20,21 +21,37 @@ from pixelrt.manifest import (
     Measured,
     Network,
     PipelineManifest,
+    PipelineReference,
     Source,
     encode_manifest,
 )
 from pixelrt.pipeline_bundle import FOLDERS, new_pipeline
+from pixelrt.whole_run import WholeRun, encode_run
 
 Report = Callable[[str], None]
 """Called with the name of each network as its export begins."""
-EXPORTED = "exported.json"
+EXPORTED, REFERENCES = "exported.json", "references.json"
+WHOLE = "pipeline"
+"""What ``Report`` is called with as the whole pipeline begins."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One run of the whole pipeline; see ``PipelineReference``."""
+
+    name: str
+    mode: str
+    options: dict[str, Any]
+    run: WholeRun
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a bundle is made of. ``parts`` loads one network after the other, so that only one is
     in memory; ``assets`` by name, complete when ``parts`` is through; ``libraries``: whose versions
-    matter beside the usual ones; ``choices``: what else decides the result, as JSON."""
+    matter beside the usual ones; ``choices``: what else decides the result, as JSON. ``examples``
+    runs the original library's whole pipeline, when the networks are done; without it, the bundle
+    has no reference of it."""
 
     family: str
     variant: str
@@ -44,6 +61,7 @@ class Plan:
     parts: Callable[[], Iterator[Part]]
     libraries: tuple[str, ...] = ()
     choices: object = None
+    examples: Callable[[], Iterable[Example]] | None = None
 
     def made_by(self) -> dict[str, str]:
         return made_by() | {name: version(name) for name in self.libraries}
@@ -63,16 +81,25 @@ def assemble(plan: Plan, output: Path, *, overwrite: bool, report: Report) -> Pa
     ``CheckpointError``, ``ExportError``, ``OutputError`` or ``UsageError``.
     """
     key = [plan.family, plan.variant, plan.source, plan.settings, plan.choices, plan.made_by()]
+    key.append(plan.examples is None)
     with Workspace(key) as work:
         done = [_stage(work, part, report) for part in plan.parts()]
+        whole = work.stage(WHOLE, lambda folder: _write_examples(plan, folder, report))
         report("write")
         with new_pipeline(output, overwrite=overwrite) as folder:
-            for stage, _ in done:
+            for stage in [*(path for path, _ in done), whole]:
                 for name in FOLDERS[:2]:
                     shutil.copytree(stage / name, folder / name, dirs_exist_ok=True)
             for name, data in plan.assets.items():
                 (folder / "assets" / name).write_bytes(data)
-            manifest = _manifest(plan, output, [one for _, one in done], folder)
+            references = (whole / REFERENCES).read_bytes()
+            manifest = _manifest(
+                plan,
+                output,
+                [one for _, one in done],
+                msgspec.json.decode(references, type=list[PipelineReference]),
+                folder,
+            )
             (folder / MANIFEST).write_bytes(encode_manifest(manifest))
         work.clear()
     return output
@@ -92,7 +119,27 @@ def _stage(work: Workspace, part: Part, report: Report) -> tuple[Path, Exported]
     return path, msgspec.json.decode((path / EXPORTED).read_bytes(), type=Exported)
 
 
-def _manifest(plan: Plan, output: Path, exported: list[Exported], folder: Path) -> PipelineManifest:
+def _write_examples(plan: Plan, folder: Path, report: Report) -> None:
+    for name in FOLDERS[:2]:
+        (folder / name).mkdir()
+    references = []
+    if plan.examples is not None:
+        report(WHOLE)
+    for example in plan.examples() if plan.examples is not None else ():
+        file = f"{FOLDERS[1]}/{WHOLE}-{example.name}.npz"
+        (folder / file).write_bytes(encode_run(example.run))
+        references.append(PipelineReference(example.name, example.mode, example.options, file))
+    (folder / REFERENCES).write_bytes(msgspec.json.encode(references))
+    gc.collect()
+
+
+def _manifest(
+    plan: Plan,
+    output: Path,
+    exported: list[Exported],
+    references: list[PipelineReference],
+    folder: Path,
+) -> PipelineManifest:
     return PipelineManifest(
         format=PIPELINE_FORMAT,
         name=output.name.removesuffix(SUFFIX),
@@ -104,4 +151,5 @@ def _manifest(plan: Plan, output: Path, exported: list[Exported], folder: Path) 
         fidelity=[measured for one in exported for measured in one.measured],
         made_by=plan.made_by(),
         files=describe_files(folder, FOLDERS),
+        references=references,
     )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
-from pixelrt.export.assemble import Plan, Report, assemble
+from pixelrt.export.assemble import Example, Plan, Report, assemble
 from pixelrt.export.checkpoint import open_checkpoint
 from pixelrt.export.families.stylegan2 import (
     NAME,
@@ -23,8 +25,11 @@ from pixelrt.export.pipeline import check_output
 from pixelrt.export.recipe import Config
 from pixelrt.manifest import Source
 from pixelrt.pipeline_settings import StyleGan2Settings
+from pixelrt.whole_run import WholeRun
 
 COUNT = Axis("N", high=1024)
+SEED, PSI = 7, 0.7
+"""Of the picture that the whole has to reproduce."""
 LOW_PSNR = 40.0
 """Of the image, as of any picture that noise is drawn for."""
 
@@ -69,7 +74,15 @@ def _plan(made: StyleGan2, variant: str, source: Source) -> Plan:
         config=dict(made.config),
     )
     assets = {"w_avg.npy": centre.getvalue()}
-    return Plan(NAME, variant, source, settings, assets, lambda: _parts(made))
+    return Plan(
+        NAME,
+        variant,
+        source,
+        settings,
+        assets,
+        lambda: _parts(made),
+        examples=lambda: [_example(made)],
+    )
 
 
 def _parts(made: StyleGan2) -> Iterator[Part]:
@@ -91,3 +104,21 @@ def _parts(made: StyleGan2) -> Iterator[Part]:
     ]
     synthesis = made.synthesis()
     yield Part("synthesis", synthesis, {"ws": each}, {"image": each}, ws, low_psnr=LOW_PSNR)
+
+
+def _example(made: StyleGan2) -> Example:
+    """A seed's picture, truncated, by the published maths."""
+    arch, network = made.architecture, made.reference
+    options: dict[str, Any] = {"seeds": [SEED], "kind": "randomstate", "psi": PSI}
+    z = torch.from_numpy(np.random.RandomState(SEED).randn(1, arch.z_dim).astype(np.float32))
+    given = [z]
+    if arch.label_dim:
+        options["labels"] = [0]
+        given.append(torch.eye(arch.label_dim)[:1])
+    with torch.inference_mode():
+        w = made.w_avg + PSI * (network.mapping(*given) - made.w_avg)
+        rows = w[:, None].repeat(1, arch.num_ws, 1)
+        image = network.synthesis(rows, network.synthesis.constant_noise())
+    levels = ((image / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    pixels = np.ascontiguousarray(levels.permute(0, 2, 3, 1).numpy())
+    return Example("seed", "images", options, WholeRun({}, [], [rows.numpy()], pixels))

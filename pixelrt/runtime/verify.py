@@ -7,6 +7,7 @@ import json
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -50,14 +51,18 @@ covers. It is there to find what overflows."""
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest error, of a range of 1, and the least PSNR in dB (0: none)."""
+    """The largest error, of a range of 1 (infinite: any), and the least PSNR in dB (0: any)."""
 
     max_abs: float
     min_psnr: float
 
+    def hold(self, got: Comparison) -> bool:
+        return not got.non_finite and got.max_abs <= self.max_abs and got.psnr >= self.min_psnr
+
     def __str__(self) -> str:
-        text = f"max abs at most {self.max_abs:.1e}"
-        return text + (f", at least {self.min_psnr:.0f} dB" if self.min_psnr else "")
+        words = [f"max abs at most {self.max_abs:.1e}"] if np.isfinite(self.max_abs) else []
+        words += [f"at least {self.min_psnr:.0f} dB"] if self.min_psnr else []
+        return ", ".join(words)
 
 
 def limits_of(
@@ -98,8 +103,7 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        got, limits = self.comparison, self.limits
-        return not got.non_finite and got.max_abs <= limits.max_abs and got.psnr >= limits.min_psnr
+        return self.limits.hold(self.comparison)
 
 
 @dataclass(frozen=True)
@@ -129,8 +133,7 @@ def outcomes(
     """All samples through a session, or the smallest alone. Never raises on a mismatch."""
     if isinstance(network, PipelineNetwork):
         limits = limits_of(network, session.info, role)
-        found = tensor_samples(network)
-        for sample in found[:1] if smallest else found:
+        for sample in islice(tensor_samples(network), 1 if smallest else None):
             yield Outcome(sample.name, compare_tensors(network, session, sample), limits)
         return
     assert isinstance(network, Bundle)

@@ -20,15 +20,10 @@ class TensorSample:
     feeds: Mapping[str, Array]
     expected: Mapping[str, Array]
 
-    @property
-    def size(self) -> int:
-        return sum(value.size for value in self.feeds.values())
 
-
-def tensor_samples(network: PipelineNetwork) -> tuple[TensorSample, ...]:
-    """All samples, smallest first."""
-    found = [TensorSample(*sample) for sample in network.samples()]
-    return tuple(sorted(found, key=lambda sample: sample.size))
+def tensor_samples(network: PipelineNetwork) -> Iterator[TensorSample]:
+    """All samples, smallest first, each read when it is asked for."""
+    return (TensorSample(*sample) for sample in network.samples())
 
 
 def compare_tensors(network: PipelineNetwork, session: Session, sample: TensorSample) -> Comparison:
@@ -40,5 +35,10 @@ def compare_tensors(network: PipelineNetwork, session: Session, sample: TensorSa
 def worst_of(expected: Mapping[str, Array], actual: Mapping[str, Array]) -> Iterator[Comparison]:
     """Each output in units of the largest magnitude that is expected of it."""
     for name, wanted in expected.items():
-        peak = float(np.max(np.abs(wanted), initial=0.0)) or 1.0
+        peak = peak_of(wanted)
         yield compare(wanted / peak, actual[name] / peak)
+
+
+def peak_of(values: Array) -> float:
+    """The largest magnitude, or 1 where all are zero."""
+    return float(np.max(np.abs(values), initial=0.0)) or 1.0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,37 +26,13 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-WORDS = ["a", "photo", "of", "cat", "dog", "red", "house", "the", "blurry", "night"]
-
-
-@cache
-def _byte_letters() -> list[str]:
-    """The characters that stand for the 256 bytes (Radford et al. 2019, GPT-2)."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [byte for byte in range(256) if byte not in plain]
-    return [chr(byte) for byte in plain] + [chr(256 + n) for n in range(len(rest))]
+from tests import clip_tokenizers
 
 
 def tokenizer(folder: Path, length: int = 77) -> CLIPTokenizer:
-    """A byte-pair tokenizer in CLIP's form that knows ``WORDS``."""
-    letters = _byte_letters()
-    vocabulary = [*letters, *(f"{letter}</w>" for letter in letters)]
-    merges: list[str] = []
-    for word in WORDS:
-        pieces = [*word[:-1], f"{word[-1]}</w>"]
-        while len(pieces) > 1:
-            merge = f"{pieces[0]} {pieces[1]}"
-            pieces[:2] = [pieces[0] + pieces[1]]
-            if merge not in merges:
-                merges.append(merge)
-            if pieces[0] not in vocabulary:
-                vocabulary.append(pieces[0])
-    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({w: n for n, w in enumerate(vocabulary)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    return CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=length
+    """A byte-pair tokenizer in CLIP's form that knows a few words; see ``clip_tokenizers``."""
+    return CLIPTokenizer.from_pretrained(
+        clip_tokenizers.write_folder(folder, model_max_length=length)
     )
 
 

@@ -403,15 +403,26 @@ def test_options_of_files_are_refused_for_folders(sd: tuple[Any, Path], tmp_path
 
 
 @pytest.mark.slow
-def test_the_command_writes_a_bundle_that_draws(sd: tuple[Any, Path], tmp_path: Path) -> None:
+def test_the_command_writes_a_bundle_that_draws_and_is_what_diffusers_is(
+    sd: tuple[Any, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The reference of the whole has the LoRA merged, too."""
     from pixelrt.cli.main import run
 
+    layer = "lora_unet_up_blocks_0_resnets_1_conv1"
+    lora = {"lora_down": torch.randn(4, 48, 3, 3), "lora_up": torch.randn(32, 4, 1, 1)}
+    save_file({f"{layer}.{n}.weight": v for n, v in lora.items()}, tmp_path / "a.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(HIDDEN))
     arguments = ["export", sd[1] / "model.safetensors", "-o", tmp_path / "a.pixelrt", "-q"]
     arguments += ["--family", "diffusion", "--tokenizer", sd[1] / "pipe"]
-    arguments += ["--config", tmp_path / "config.json"]
+    arguments += ["--config", tmp_path / "config.json", "--lora", tmp_path / "a.safetensors:0.2"]
     assert run([str(one) for one in arguments]) == 0
     arguments = ["txt2img", tmp_path / "a.pixelrt", "-p", "a cat", "-o", tmp_path / "cat.png"]
     arguments += ["--steps", "2", "--size", "64"]
     assert run([str(one) for one in arguments]) == 0
     assert (tmp_path / "cat.png").is_file()
+    arguments = ["verify", str(tmp_path / "a.pixelrt"), "--backend", "onnxruntime-cpu"]
+    assert run(arguments) == 0
+    said = capsys.readouterr().out
+    assert said.count("-to-image") == 2
+    assert "10 of 10 checks passed" in said

@@ -82,10 +82,11 @@ def test_a_pipeline_is_described_and_verified(
     said = capsys.readouterr().out
     assert "pixelrt txt2img" in said
     assert "latents float32 (B, 4, h, w)" in said
+    assert "text-to-image, image-to-image" in said
     assert run(["inspect", str(sd.bundle), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["family"] == "stable-diffusion"
     assert run(["verify", str(sd.bundle), "--backend", "onnxruntime-cpu"]) == 0
-    assert "8 of 8 checks passed" in capsys.readouterr().out
+    assert "10 of 10 checks passed" in capsys.readouterr().out
     assert run(["run", str(sd.bundle), str(tmp_path / "a.png")]) == 3
     assert "pipeline of several networks" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def export_diffusion(
     tokenizers: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
     prior: str | None = None,
+    whole: bool = True,
     overwrite: bool = False,
     report: Report = lambda part: None,
 ) -> Path:
@@ -33,10 +35,13 @@ def export_diffusion(
 
     ``controlnets``: folders of ControlNets that become part of the UNet's graph. ``loras``: files
     merged into the weights. ``tokenizers`` and ``config``: for a single file, see
-    ``open_single_file``. ``prior``: folder or hub id of Kandinsky's. Raises as ``assemble`` does.
+    ``open_single_file``. ``prior``: folder or hub id of Kandinsky's. ``whole``: also run the whole
+    pipeline in diffusers, for `pixelrt verify` to reproduce; all networks are in memory then.
+    Raises as ``assemble`` does.
     """
     check_output(output, overwrite)
     plan = _plan(_opened(source, tokenizers, config), controlnets, loras, prior)
+    plan = plan if whole else replace(plan, examples=None)
     return assemble(plan, output, overwrite=overwrite, report=report)
 
 

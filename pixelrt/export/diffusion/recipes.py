@@ -10,6 +10,7 @@ from pixelrt.errors import CheckpointError
 from pixelrt.export.assemble import Plan
 from pixelrt.export.diffusion import kandinsky
 from pixelrt.export.diffusion.lora import LoraFile, merge, read_loras
+from pixelrt.export.diffusion.original import Original, ways_of
 from pixelrt.export.diffusion.parts import least_side, text_part, unet_part, vae_parts
 from pixelrt.export.diffusion.source import (
     DiffusersFolder,
@@ -19,6 +20,7 @@ from pixelrt.export.diffusion.source import (
     weights_of,
 )
 from pixelrt.export.diffusion.tokenizer import export_tokenizer
+from pixelrt.export.diffusion.whole import examples
 from pixelrt.export.part import Part
 from pixelrt.manifest import Source
 from pixelrt.pipeline_settings import DiffusionSettings, TextSettings, TimeIds
@@ -110,6 +112,9 @@ def plan_of(
         merge(model, updates.get(name, ()))
         return model
 
+    def controls() -> list[Any]:
+        return [load_component("diffusers", "ControlNetModel", path) for path in nets]
+
     def parts() -> Iterator[Part]:
         for name, one in zip(encoders, text, strict=True):
             yield text_part(
@@ -120,9 +125,8 @@ def plan_of(
                 normed=family == SD,
                 pooled=one.pooled,
             )
-        controls = [load_component("diffusers", "ControlNetModel", path) for path in nets]
-        yield unet_part(load("unet"), controls, scale, _COUNTS[time_ids])
-        yield from vae_parts(folder.load("vae"), scale)
+        yield unet_part(load("unet"), controls(), scale, _COUNTS[time_ids])
+        yield from vae_parts(load("vae"), scale)
 
     files = [*folder.weights(), *(f for net in controlnets for f in weights_of(net))]
     files += [one.path for one in loras]
@@ -132,7 +136,18 @@ def plan_of(
     source = Source("checkpoint", title, digest_of(files))
     choices = [folder.choices(), [one.scale for one in loras]]
     libraries = ("diffusers", "tokenizers")
-    return Plan(family, folder.pipeline, source, settings, assets, parts, libraries, choices)
+    original = Original(folder, settings, load, controls)
+    return Plan(
+        family,
+        folder.pipeline,
+        source,
+        settings,
+        assets,
+        parts,
+        libraries,
+        choices,
+        lambda: examples(ways_of(original)),
+    )
 
 
 _COUNTS: dict[TimeIds, int] = {"": 0, "base": 6, "refiner": 5}

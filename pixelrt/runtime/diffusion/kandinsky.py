@@ -27,11 +27,11 @@ from pixelrt.runtime.diffusion.pictures import (
     colour_pictures,
     is_latents,
     size_of,
-    to_pixels,
 )
 from pixelrt.runtime.diffusion.schedulers import make_scheduler
 from pixelrt.runtime.diffusion.schedulers.base import Noise, Run
 from pixelrt.runtime.diffusion.text.embeddings import check_same_shape, ready_embeddings
+from pixelrt.runtime.images.levels import to_pixels
 from pixelrt.runtime.networks import Networks
 
 Values = NDArray[np.float32]

@@ -17,12 +17,12 @@ from pixelrt.pipeline_settings import DiffusionSettings
 from pixelrt.runtime.closing import Closing
 from pixelrt.runtime.diffusion.call import Call, Generated, StepInfo
 from pixelrt.runtime.diffusion.conditions import Conditions
-from pixelrt.runtime.diffusion.pictures import to_pixels
 from pixelrt.runtime.diffusion.prompts import Embeddings, Prompts
 from pixelrt.runtime.diffusion.schedulers import make_scheduler
 from pixelrt.runtime.diffusion.schedulers.base import Noise, Run
 from pixelrt.runtime.diffusion.schedulers.lcm import LCMScheduler
 from pixelrt.runtime.diffusion.vae import decode, encode
+from pixelrt.runtime.images.levels import to_pixels
 from pixelrt.runtime.networks import Networks
 
 Values = NDArray[np.float32]

@@ -18,6 +18,9 @@ PIPELINES: dict[str, type[Pipeline]] = {
     "kandinsky-2.2": Kandinsky,
 }
 """What runs the families of bundles."""
+PIPELINES = {"stable-diffusion": StableDiffusion, "stable-diffusion-xl": StableDiffusion}
+ELSEWHERE = {"stylegan2": "`pixelrt stylegan` and pixelrt.load_stylegan run it"}
+"""Pipelines that are no diffusion, and what runs them."""
 
 
 def load_pipeline(
@@ -31,15 +34,16 @@ def load_pipeline(
     """Open a bundle of several networks for running.
 
     ``low_memory``: one network is open at a time. The rest is as in ``pixelrt.load``.
-    Raises ``BundleError`` where the bundle is malformed, altered, or of an unknown family.
+    Raises ``BundleError`` where the bundle is malformed, altered, or of another family.
     """
     bundle = open_pipeline(Path(path))
     kind = PIPELINES.get(bundle.manifest.family)
     if kind is None:
         raise BundleError(
-            f"{path} is of a family that this version does not run",
+            f"{path} is no diffusion pipeline that this version runs",
             found=bundle.manifest.family,
             expected=", ".join(PIPELINES),
+            hint=ELSEWHERE.get(bundle.manifest.family, ""),
         )
     choice = Choice(backend, precision)
     return kind(bundle, Networks(bundle, choice, low_memory=low_memory, verify=verify))

@@ -87,13 +87,6 @@ def masks(source: Any, size: Size) -> Values:
     return (values >= 0.5).astype(np.float32)
 
 
-def to_pixels(values: Values) -> NDArray[np.uint8]:
-    """(N, 3, H, W) in [-1, 1] to (N, H, W, 3) uint8."""
-    shifted = np.clip(values / 2 + np.float32(0.5), 0, 1) * LEVELS
-    levels: NDArray[np.uint8] = np.rint(shifted).astype(np.uint8).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(levels)
-
-
 def shrunk_mask(mask: Values, factor: int) -> Values:
     """Every ``factor``-th value on both axes, as nearest interpolation takes them."""
     return np.ascontiguousarray(mask[:, :, ::factor, ::factor])

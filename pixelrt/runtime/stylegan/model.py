@@ -14,7 +14,7 @@ from pixelrt.pipeline_bundle import PipelineBundle, open_pipeline
 from pixelrt.pipeline_settings import StyleGan2Settings
 from pixelrt.runtime.backends.select import Choice
 from pixelrt.runtime.closing import Closing
-from pixelrt.runtime.diffusion.pictures import to_pixels
+from pixelrt.runtime.images.levels import to_pixels
 from pixelrt.runtime.networks import Networks
 from pixelrt.runtime.stylegan.latents import (
     Array,
