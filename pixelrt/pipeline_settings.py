@@ -34,7 +34,9 @@ class DiffusionSettings(msgspec.Struct, frozen=True, kw_only=True):
     sizes, ``base`` six numbers, ``refiner`` five. ``guidance_width``: length of the embedding
     of the guidance scale, 0 for none. ``controls``: how many ControlNets the UNet's graph
     holds. ``empty_is_zero``: no negative prompt means zeros. ``safety_checker``: whether the
-    original pipeline had one; it is never part of a bundle.
+    original pipeline had one; it is never part of a bundle. Of the x4 upscaler:
+    ``low_scheduler``, diffusers' configuration of what adds noise to the small picture, and
+    ``max_noise_level``. Of upscalers ``multiple`` and ``minimum`` are those of the small picture.
     """
 
     scheduler: dict[str, Any]
@@ -51,6 +53,8 @@ class DiffusionSettings(msgspec.Struct, frozen=True, kw_only=True):
     guidance_width: int = 0
     empty_is_zero: bool = False
     safety_checker: bool = False
+    low_scheduler: dict[str, Any] = {}
+    max_noise_level: int = 0
 
 
 class ClipImageSettings(msgspec.Struct, frozen=True, kw_only=True):

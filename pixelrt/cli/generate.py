@@ -105,12 +105,12 @@ def generate(options: dict[str, Any], mode: str, **inputs: Any) -> None:
         low_memory=options["low_memory"],
     ) as pipeline:
         method = _method(pipeline, mode)
-        with _steps(options["steps"], quiet=options["quiet"]) as step:
+        with steps_bar(options["steps"], quiet=options["quiet"]) as step:
             call = call_options(options, latent=latent)
             given = {name: value for name, value in inputs.items() if value is not None}
             made: Generated = method(**call, **given, callback=step)
         if not options["quiet"]:
-            _tell(pipeline, made)
+            tell_pipeline(pipeline, made)
     _write(made, targets, options)
 
 
@@ -176,14 +176,16 @@ def targets_of(output: Path, count: int) -> list[Path]:
 
 
 @contextmanager
-def _steps(count: int, *, quiet: bool) -> Iterator[Callable[[StepInfo], None] | None]:
+def steps_bar(count: int | None, *, quiet: bool) -> Iterator[Callable[[StepInfo], None] | None]:
+    """``count``: where it is known before the first step."""
     with tile_bar("denoising", enabled=not quiet, counts="steps") as bar:
-        if bar:
+        if bar and count:
             bar(0, count)
         yield bar and (lambda info: bar(info.number + 1, info.steps))
 
 
-def _tell(pipeline: Pipeline, made: Generated) -> None:
+def tell_pipeline(pipeline: Pipeline, made: Generated) -> None:
+    """What ran a call, with its notes and its seed."""
     for text in made.notes:
         note(f"{'note':12}  {text}")
     for name, info in pipeline.networks.used.items():

@@ -67,6 +67,8 @@ RUN_BY = {
     "stable-diffusion": "pixelrt txt2img, img2img, inpaint",
     "stable-diffusion-xl": "pixelrt txt2img, img2img, inpaint",
     "kandinsky-2.2": "pixelrt txt2img, img2img",
+    "latent-upscaler": "pixelrt run",
+    "upscaler": "pixelrt run",
     "stylegan2": "pixelrt stylegan",
 }
 """The verbs that run a family of pipelines."""

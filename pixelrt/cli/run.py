@@ -12,6 +12,7 @@ from pixelrt.cli.flow import Outcome, Settings, run_job, run_overlapped
 from pixelrt.cli.jobs import Job, plan_jobs, videos_in_folders
 from pixelrt.cli.options import ByteCount, PixelSize, Tile
 from pixelrt.cli.terminal import note
+from pixelrt.cli.upscale import ASKED, SHARED, Upscaling, is_upscaler, refuse, upscale
 from pixelrt.cli.videos import run_video_job, run_videos
 from pixelrt.errors import OutputError, PixelrtError, UsageError
 from pixelrt.runtime.backends.select import PRECISIONS
@@ -82,6 +83,12 @@ MAX_PIXELS = 500_000_000
     help="Of videos, e.g. yuv444p.",
 )
 @click.option("--no-audio", is_flag=True, help="Leave the sound of videos out.")
+@click.option("-p", "--prompt", help="Of an upscaler: what the picture shows.")
+@click.option("-n", "--negative-prompt", help="Of an upscaler: what to keep away from.")
+@click.option("--steps", type=int, help="Of an upscaler.  [default: 75]")
+@click.option("--guidance-scale", type=float, help="Of an upscaler.  [default: 9]")
+@click.option("--noise-level", type=int, help="Of an x4 upscaler.  [default: 20]")
+@click.option("--seed", type=click.IntRange(0), help="Of an upscaler.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def command(
@@ -109,16 +116,28 @@ def command(
     Folders are searched recursively and keep their structure; outputs that exist are
     skipped unless --overwrite is given. A failed image does not stop the others. Of folders
     only the pictures are run: name videos themselves. Videos keep their sound and times.
+    A diffusion upscaler takes latents (.npy) of another pipeline, too, where it enlarges these.
     """
+    path, suffix = bundle_path(bundle), SUFFIXES[kind] if kind else None
+    asked = {name: options.pop(name) for name in ASKED}
+    if is_upscaler(path):
+        refuse(
+            {option.name for option in click.get_current_context().command.params}
+            - {*ASKED, *SHARED},
+            "an upscaler of several steps has no such option",
+        )
+        upscaler = Upscaling(bundle, asked, quality, max_pixels, overwrite, quiet)
+        return upscale(upscaler, inputs, output, suffix, backend=backend, precision=precision)
+    refuse(ASKED, f"{bundle} is no diffusion upscaler, which alone has such an option")
     if build_plan and plan:
         raise UsageError("--build and --plan do not go together", hint="leave one of them out")
     if build_plan:
         from pixelrt.cli.build import ensure_plan
 
-        ensure_plan(open_bundle(bundle_path(bundle)), shipped=bundle in SHIPPED, quiet=quiet)
+        ensure_plan(open_bundle(path), shipped=bundle in SHIPPED, quiet=quiet)
     with load(bundle, backend=backend, precision=precision, plan=plan) as model:
         tag = f"x{model.scale}" if model.scale > 1 else model.manifest.name
-        jobs = plan_jobs(inputs, output, SUFFIXES[kind] if kind else None, tag)
+        jobs = plan_jobs(inputs, output, suffix, tag)
         video = VideoOptions(video_codec, crf, pixel_format, "drop" if no_audio else "copy")
         settings = Settings(
             RunOptions(**options), resize, quality, max_pixels, overwrite, quiet, video

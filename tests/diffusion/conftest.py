@@ -15,7 +15,6 @@ from skimage import data
 
 from pixelrt.export.diffusion.pipeline import export_diffusion
 from pixelrt.runtime.diffusion.load import load_pipeline
-from pixelrt.runtime.diffusion.stable_diffusion import StableDiffusion
 from tests.diffusion import models
 
 
@@ -27,7 +26,7 @@ class Exported:
     folder: Path
     bundle: Path
 
-    def load(self, **options: Any) -> StableDiffusion:
+    def load(self, **options: Any) -> Any:
         return load_pipeline(self.bundle, **{"backend": "onnxruntime-cpu", **options})
 
 

@@ -225,11 +225,11 @@ def refiner(folder: Path) -> StableDiffusionXLImg2ImgPipeline:
 def latent_upscaler(folder: Path) -> StableDiffusionLatentUpscalePipeline:
     """The x2 upscaler of latents: k-diffusion's blocks, told of noise and of the pooled text."""
     network = unet(
-        block_out_channels=(32, 64),
+        block_out_channels=(32, 64, 64),
         in_channels=8,
         out_channels=5,
-        down_block_types=("KDownBlock2D", "KCrossAttnDownBlock2D"),
-        up_block_types=("KCrossAttnUpBlock2D", "KUpBlock2D"),
+        down_block_types=("KDownBlock2D", "KCrossAttnDownBlock2D", "KCrossAttnDownBlock2D"),
+        up_block_types=("KCrossAttnUpBlock2D", "KCrossAttnUpBlock2D", "KUpBlock2D"),
         mid_block_type=None,
         act_fn="gelu",
         attention_head_dim=8,

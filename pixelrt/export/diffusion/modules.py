@@ -9,13 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 NEVER_DIVIDES = 40
 """Number of halvings that no side has room for."""
 
 
 class TextEncoder(nn.Module):
-    """``ids`` int64 (B, T) to ``hidden`` (B, T, C), and ``pooled`` (B, P) where it is asked for.
+    """``ids`` int64 (B, T) to ``hidden`` (B, T, C), and ``pooled`` (B, P) where it is asked for,
+    projected where the model projects it.
 
     ``layer``: 0 for the last one after its norm; else that hidden state from the end, normed
     where ``normed`` (what diffusers calls clip skip), as it is otherwise (SDXL).
@@ -35,7 +37,9 @@ class TextEncoder(nn.Module):
             hidden = out.hidden_states[-self.layer]
             if self.normed:
                 hidden = _final_norm(self.model)(hidden)
-        return (hidden, out.text_embeds) if self.pooled else hidden
+        if not self.pooled:
+            return hidden
+        return hidden, out.text_embeds if "text_embeds" in out else out.pooler_output
 
 
 def _final_norm(model: nn.Module) -> nn.Module:
@@ -108,6 +112,31 @@ class UNet(nn.Module):
                 down = [a + b for a, b in zip(down, parts, strict=True)]
                 mid = mid + middle
         return down, mid
+
+
+class KResample(nn.Module):
+    """diffusers' ``KDownsample2D`` and ``KUpsample2D`` (k-diffusion): each channel by itself with
+    one kernel. diffusers makes a kernel of all channels by all channels at every call, with zeros
+    but for its diagonal."""
+
+    kernel: Tensor
+
+    def __init__(self, model: Any, *, up: bool) -> None:
+        super().__init__()
+        self.pad = model.pad
+        self.up = up
+        self.register_buffer("kernel", model.kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        kernel = self.kernel.expand(channels, 1, -1, -1)
+        if not self.up:
+            padded = functional.pad(x, (self.pad,) * 4, "reflect")
+            return functional.conv2d(padded, kernel, stride=2, groups=channels)
+        padded = functional.pad(x, ((self.pad + 1) // 2,) * 4, "reflect")
+        return functional.conv_transpose2d(
+            padded, kernel, stride=2, padding=2 * self.pad + 1, groups=channels
+        )
 
 
 class Encoder(nn.Module):

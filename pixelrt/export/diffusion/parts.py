@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pixelrt.export.diffusion.modules import Decoder, Encoder, TextEncoder, UNet
+from pixelrt.export.diffusion.modules import Decoder, Encoder, KResample, TextEncoder, UNet
 from pixelrt.export.part import Axis, Part, noise
 
 BATCH, TOKENS = Axis("B", high=63), Axis("T")
@@ -64,6 +64,32 @@ def unet_part(model: Any, controls: list[Any], scale: int, time_ids: int = 0) ->
         else:
             inputs[name] = {} if name.startswith("scale") else {0: BATCH}
     return Part("unet", UNet(model, controls, extra), inputs, {"noise": latents}, samples)
+
+
+def k_unet_part(model: Any) -> Part:
+    """See ``UNet``, of k-diffusion's blocks. Sides halve evenly at every level, and are 2 at least
+    at the last one, which is as much as reflection needs."""
+    for block in (*model.down_blocks, *model.up_blocks):
+        for name, up in (("downsamplers", False), ("upsamplers", True)):
+            for number, one in enumerate(getattr(block, name, None) or ()):
+                getattr(block, name)[number] = KResample(one, up=up)
+    config = model.config
+    halves = 2 ** (len(config.block_out_channels) - 1)
+    latents = {0: BATCH, 2: Axis("h", halves, low=2), 3: Axis("w", halves, low=2)}
+    extra = extra_inputs(config, 0)
+    samples = []
+    for number, (height, width) in enumerate(((2, 3), (4, 2))):
+        sides = halves * height, halves * width
+        first, _, *rest = _unet_sample(config, extra, sides, 1, 0, (number + 1) * CONTEXT)
+        # a fourth of the logarithm of sigmas 14.6 and 0.03
+        samples.append((first, torch.tensor([0.67, -0.88]), *rest))
+    inputs: dict[str, dict[int, Axis]] = {
+        "latents": latents,
+        "timestep": {0: BATCH},
+        "text": {0: BATCH, 1: TOKENS},
+        **{name: {0: BATCH} for name in extra},
+    }
+    return Part("unet", UNet(model, [], extra), inputs, {"noise": latents}, samples)
 
 
 def least_side(levels: int) -> int:

@@ -11,9 +11,10 @@ from pixelrt.errors import UsageError
 from pixelrt.export.assemble import Plan, Report, assemble
 from pixelrt.export.diffusion import kandinsky
 from pixelrt.export.diffusion.lora import LoraFile
-from pixelrt.export.diffusion.recipes import plan_of
+from pixelrt.export.diffusion.recipes import UPSCALERS, plan_of
 from pixelrt.export.diffusion.single_file import is_single_file, open_single_file
 from pixelrt.export.diffusion.source import DiffusersFolder, open_diffusers
+from pixelrt.export.diffusion.upscalers import upscaler_plan
 from pixelrt.export.pipeline import check_output
 
 
@@ -51,19 +52,22 @@ def _plan(
     loras: Sequence[LoraFile],
     prior: str | None,
 ) -> Plan:
-    if folder.pipeline in kandinsky.PIPELINES:
-        if controlnets or loras:
-            raise UsageError(
-                "--controlnet and --lora do not go with Kandinsky", found=folder.pipeline
-            )
-        return kandinsky.kandinsky_plan(folder, prior)
-    if prior is not None:
+    if prior is not None and folder.pipeline not in kandinsky.PIPELINES:
         raise UsageError(
             "--prior goes with a decoder of Kandinsky 2.2 only",
             found=folder.pipeline,
             expected=" or ".join(kandinsky.DECODERS),
         )
-    return plan_of(folder, controlnets, loras)
+    if folder.pipeline not in (*kandinsky.PIPELINES, *UPSCALERS):
+        return plan_of(folder, controlnets, loras)
+    if controlnets or loras:
+        raise UsageError(
+            f"--controlnet and --lora do not go with {folder.pipeline}",
+            expected="a pipeline of Stable Diffusion that makes pictures",
+        )
+    if folder.pipeline in UPSCALERS:
+        return upscaler_plan(folder)
+    return kandinsky.kandinsky_plan(folder, prior)
 
 
 def _opened(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
 
@@ -124,14 +124,19 @@ class Call(CommonCall):
 SomeCall = TypeVar("SomeCall", bound=CommonCall)
 
 
-def call_of(options: dict[str, Any]) -> Call:
-    """Options as a ``Call``. Raises ``UsageError`` naming what there is no option for."""
-    return options_as(Call, options)
+def call_of(options: dict[str, Any], foreign: Collection[str] = ()) -> Call:
+    """Options as a ``Call``. ``foreign``: those that the pipeline does not have.
+
+    Raises ``UsageError`` naming what there is no option for.
+    """
+    return options_as(Call, options, foreign)
 
 
-def options_as(kind: type[SomeCall], options: dict[str, Any]) -> SomeCall:
+def options_as(
+    kind: type[SomeCall], options: dict[str, Any], foreign: Collection[str] = ()
+) -> SomeCall:
     """As ``call_of``, for the calls of another pipeline."""
-    known = {field.name for field in fields(kind)}
+    known = {field.name for field in fields(kind)} - set(foreign)
     unknown = sorted(set(options) - known)
     if unknown:
         raise UsageError(

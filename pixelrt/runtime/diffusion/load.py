@@ -9,13 +9,16 @@ from pixelrt.pipeline_bundle import open_pipeline
 from pixelrt.runtime.backends.select import Choice
 from pixelrt.runtime.diffusion.kandinsky import Kandinsky
 from pixelrt.runtime.diffusion.stable_diffusion import StableDiffusion
+from pixelrt.runtime.diffusion.upscalers import LatentUpscaler, PixelUpscaler
 from pixelrt.runtime.networks import Networks
 
-Pipeline = StableDiffusion | Kandinsky
+Pipeline = StableDiffusion | Kandinsky | LatentUpscaler | PixelUpscaler
 PIPELINES: dict[str, type[Pipeline]] = {
     "stable-diffusion": StableDiffusion,
     "stable-diffusion-xl": StableDiffusion,
     "kandinsky-2.2": Kandinsky,
+    "latent-upscaler": LatentUpscaler,
+    "upscaler": PixelUpscaler,
 }
 """What runs the families of bundles."""
 PIPELINES = {"stable-diffusion": StableDiffusion, "stable-diffusion-xl": StableDiffusion}

@@ -1,0 +1,131 @@
+"""Stable Diffusion's upscalers: their components, and the settings that their runtime needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pixelrt.errors import CheckpointError
+from pixelrt.export.assemble import Plan
+from pixelrt.export.diffusion.parts import (
+    k_unet_part,
+    least_side,
+    text_part,
+    unet_part,
+    vae_parts,
+)
+from pixelrt.export.diffusion.recipes import (
+    LATENT_UPSCALER,
+    UPSCALERS,
+    check_text_width,
+    side_of,
+    text_settings,
+)
+from pixelrt.export.diffusion.source import DiffusersFolder, digest_of
+from pixelrt.export.part import Part
+from pixelrt.manifest import Source
+from pixelrt.pipeline_settings import DiffusionSettings
+
+SCHEDULER = "scheduler_config.json"
+NOISE_TOLD = 128
+"""Numbers that the x2 upscaler's UNet is told beside the pooled text."""
+
+
+def upscaler_plan(folder: DiffusersFolder) -> Plan:
+    """Raises ``CheckpointError`` for what cannot be exported."""
+    family = UPSCALERS[folder.pipeline]
+    assets: dict[str, bytes] = {}
+    text = text_settings(folder, "text_encoder", assets, pooled=family == LATENT_UPSCALER)
+    unet, vae = folder.config("unet"), folder.config("vae")
+    check_text_width(folder, unet, ["text_encoder"])
+    scale, levels = 2 ** (len(vae["block_out_channels"]) - 1), len(unet["block_out_channels"])
+    low: dict[str, Any] = {}
+    if family == LATENT_UPSCALER:
+        _check_latent(folder, unet, vae)
+        # Latents are doubled before the UNet halves them at each level but the last.
+        multiple = scale * max(1, 2 ** (levels - 2))
+        minimum = 2 * multiple
+    else:
+        _check_pixel(folder, unet, vae)
+        low = folder.config("low_res_scheduler", SCHEDULER)
+        multiple, minimum = scale, least_side(levels)
+    settings = DiffusionSettings(
+        scheduler=folder.config("scheduler", SCHEDULER),
+        latent_channels=int(vae["latent_channels"]),
+        latent_scale=scale,
+        scaling=float(vae.get("scaling_factor", 0.18215)),
+        sample_size=side_of(unet["sample_size"]),
+        multiple=multiple,
+        minimum=minimum,
+        unet_channels=int(unet["in_channels"]),
+        text=[text],
+        safety_checker=bool(folder.class_of("safety_checker")),
+        low_scheduler=low,
+        max_noise_level=int(folder.index.get("max_noise_level", 350)) if low else 0,
+    )
+
+    def parts() -> Iterator[Part]:
+        yield text_part(
+            "text_encoder",
+            folder.load("text_encoder"),
+            length=text.tokenizer.model_max_length,
+            layer=1 if family == LATENT_UPSCALER else 0,
+            normed=False,
+            pooled=text.pooled,
+        )
+        network = folder.load("unet")
+        yield k_unet_part(network) if family == LATENT_UPSCALER else unet_part(network, [], scale)
+        encoder, decoder = vae_parts(folder.load("vae"), scale)
+        # The small picture goes into the x4 upscaler's UNet as it is.
+        yield from (encoder, decoder) if family == LATENT_UPSCALER else (decoder,)
+
+    source = Source("checkpoint", Path(folder.name).name, digest_of(folder.weights()))
+    libraries = ("diffusers", "tokenizers")
+    return Plan(
+        family, folder.pipeline, source, settings, assets, parts, libraries, folder.choices()
+    )
+
+
+def _check_latent(folder: DiffusersFolder, unet: dict[str, Any], vae: dict[str, Any]) -> None:
+    _check_channels(folder, unet, 2 * int(vae["latent_channels"]))
+    width = int(folder.config("text_encoder")["hidden_size"]) + NOISE_TOLD
+    told = unet.get("time_cond_proj_dim")
+    if told != width:
+        raise CheckpointError(
+            f"{folder.name}: the UNet does not take this text encoder's pooled output",
+            found=f"time_cond_proj_dim {told}",
+            expected=f"{width}: hidden_size and {NOISE_TOLD} numbers more",
+        )
+    kinds = {*unet["down_block_types"], *unet["up_block_types"]}
+    if not all(kind.startswith("K") for kind in kinds):
+        raise CheckpointError(
+            f"{folder.name}: the UNet is not that of a latent upscaler",
+            found=", ".join(sorted(kinds)),
+            expected="blocks of k-diffusion: KDownBlock2D, KCrossAttnDownBlock2D ...",
+        )
+    scheduler = folder.config("scheduler", SCHEDULER).get("_class_name")
+    if scheduler != "EulerDiscreteScheduler":
+        raise CheckpointError(
+            f"{folder.name}: a latent upscaler goes by sigmas",
+            found=str(scheduler),
+            expected="EulerDiscreteScheduler",
+        )
+
+
+def _check_pixel(folder: DiffusersFolder, unet: dict[str, Any], vae: dict[str, Any]) -> None:
+    _check_channels(folder, unet, int(vae["latent_channels"]) + 3)
+    if not unet.get("num_class_embeds"):
+        raise CheckpointError(
+            f"{folder.name}: the UNet is not told of the noise in the small picture",
+            found="no num_class_embeds in unet/config.json",
+        )
+
+
+def _check_channels(folder: DiffusersFolder, unet: dict[str, Any], wanted: int) -> None:
+    if int(unet["in_channels"]) != wanted:
+        raise CheckpointError(
+            f"{folder.name}: the UNet does not take the latents and what is enlarged",
+            found=f"{unet['in_channels']} channels",
+            expected=str(wanted),
+        )
