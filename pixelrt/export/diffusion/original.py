@@ -80,6 +80,9 @@ def ways_of(original: Original) -> Iterator[Way]:
                 options["negative_prompt"] = NEGATIVE
         if mode != "image_to_image":
             options |= {"height": size.height, "width": size.width}
+        if settings.controls:
+            # diffusers has 0.8 or 1, by mode
+            options["controlnet_conditioning_scale"] = 1.0
         arrays = _arrays(mode, settings.controls, size)
         renamed = {"control_images": "image" if mode == "text_to_image" else "control_image"}
         make = partial(_pipe, original, mode, components)
