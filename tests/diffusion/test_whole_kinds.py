@@ -1,0 +1,101 @@
+"""Every kind of Stable Diffusion pipeline, run whole by diffusers and by the runtime.
+
+The runtime is given the modules that would be exported, so that no graph is made for this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from pixelrt.export.assemble import Plan
+from pixelrt.export.diffusion.recipes import plan_of
+from pixelrt.export.diffusion.source import open_diffusers
+from pixelrt.manifest import FileEntry, PipelineManifest, PipelineReference
+from pixelrt.pipeline_bundle import PipelineBundle
+from pixelrt.runtime.backends.base import Array, BackendInfo
+from pixelrt.runtime.networks import Networks
+from pixelrt.runtime.whole import check_whole
+from pixelrt.whole_run import encode_run
+from tests.diffusion import models
+
+pytestmark = [
+    # diffusers' own, while the tests make and save its pipelines
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+KINDS = {
+    "controlled": ("text_to_image", "image_to_image"),
+    "controlled_xl": ("text_to_image", "image_to_image"),
+    "inpainting": ("inpaint",),
+    "latent_consistency": ("text_to_image", "image_to_image"),
+    "refiner": ("image_to_image",),
+}
+
+
+class InTorch:
+    """Runs the networks of a plan as PyTorch does."""
+
+    def __init__(self, plan: Plan, bundle: PipelineBundle) -> None:
+        self.bundle = bundle
+        self.used: dict[str, BackendInfo] = {}
+        self._parts = {part.name: part for part in plan.parts()}
+
+    def run(self, name: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        self.used[name] = BackendInfo("torch", torch.__version__, "cpu", "float32")
+        part = self._parts[name]
+        given = [torch.from_numpy(np.ascontiguousarray(feeds[one])) for one in part.inputs]
+        with torch.inference_mode():
+            found = part.module(*given)
+        values = found if isinstance(found, tuple) else (found,)
+        return {one: v.numpy() for one, v in zip(part.outputs, values, strict=True)}
+
+
+def bundle_of(plan: Plan, root: Path) -> PipelineBundle:
+    """Settings, assets and references, without networks."""
+    (root / "assets").mkdir(parents=True)
+    for name, data in plan.assets.items():
+        (root / "assets" / name).write_bytes(data)
+    assert plan.examples is not None
+    references = []
+    for one in plan.examples():
+        (root / f"{one.name}.npz").write_bytes(encode_run(one.run))
+        references.append(PipelineReference(one.name, one.mode, one.options, f"{one.name}.npz"))
+    manifest = PipelineManifest(
+        format=2,
+        name="kind",
+        family=plan.family,
+        variant=plan.variant,
+        settings=msgspec.to_builtins(plan.settings),
+        source=plan.source,
+        networks=[],
+        fidelity=[],
+        made_by={},
+        files={f"assets/{name}": FileEntry("", 0) for name in plan.assets},
+        references=references,
+    )
+    return PipelineBundle(root, manifest, "ab" * 32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_whole_is_that_of_diffusers(kind: str, tmp_path: Path) -> None:
+    getattr(models, kind)(tmp_path)
+    plan = plan_of(open_diffusers(tmp_path / "pipe"))
+    bundle = bundle_of(plan, tmp_path / "bundle")
+    networks: Any = InTorch(plan, bundle)
+    found = [
+        check_whole(bundle, cast("Networks", networks), one) for one in bundle.manifest.references
+    ]
+    assert tuple(one.mode for one in bundle.manifest.references) == KINDS[kind]
+    for one in found:
+        assert one.passed, one.reasons
+        assert len(one.steps) in (3, 4)
+        assert one.expected.images.std() > 10  # a picture, not a plain
