@@ -22,9 +22,9 @@ from pixelrt.grid import grid_size, pad_image
 from pixelrt.manifest import GraphRole
 from pixelrt.pipeline_bundle import PipelineNetwork
 from pixelrt.plans.profiles import Shape
+from pixelrt.runtime import verify_tensors
 from pixelrt.runtime.backends.base import Array, BackendInfo, Sample, Session
 from pixelrt.runtime.machine import processor_name
-from pixelrt.runtime.verify_tensors import compare_tensors, tensor_samples
 
 MACHINE_SLACK = 4.0
 """Another processor sums in another order: its error may be this many times the tolerance
@@ -129,9 +129,11 @@ def outcomes(
     """All samples through a session, or the smallest alone. Never raises on a mismatch."""
     if isinstance(network, PipelineNetwork):
         limits = limits_of(network, session.info, role)
-        found = tensor_samples(network)
+        found = verify_tensors.samples_for(network, session)
         for sample in found[:1] if smallest else found:
-            yield Outcome(sample.name, compare_tensors(network, session, sample), limits)
+            yield Outcome(
+                sample.name, verify_tensors.compare_tensors(network, session, sample), limits
+            )
         return
     assert isinstance(network, Bundle)
     pictures = samples_for(network, session)
