@@ -48,8 +48,9 @@ def build(bundle: Path, *arguments: Any) -> None:
 
 def built(bundle: PipelineBundle, name: str) -> PlanFacts:
     network = bundle.network(name)
-    (plan,) = find_plans(network, network.component.graph("network")).plans
-    return plan.facts
+    plans = find_plans(network, network.component.graph("network")).plans
+    assert len({plan.facts.key for plan in plans}) == 1, "in the bundle and in the cache"
+    return plans[0].facts
 
 
 @pytest.fixture(scope="module")
