@@ -4,12 +4,14 @@ user asks for. Pure."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pixelrt.errors import UsageError
 from pixelrt.pipeline_bundle import PipelineBundle
 from pixelrt.plans.axis_profiles import AxisProfile, axis_names, parse_axis
-from pixelrt.plans.profiles import AxisRange, Profile, parse_profile
+from pixelrt.plans.profiles import AxisRange, Profile, axis_of, parse_profile
+from pixelrt.spec import TensorSpec
 
 COUNTS = ("B", "N")
 """Names of the axis that counts pictures or prompts. A run of more goes through in several."""
@@ -17,6 +19,8 @@ TOKENS = "T"
 SIDES = ("h", "w")
 PICTURES = ("vae", "movq")
 """Beginnings of the names of networks that work on whole pictures, whose memory is large."""
+PIXELS = ("pixels", "control")
+"""Beginnings of the names of inputs whose sides are those of pictures."""
 WINDOWS = 3
 """Of the text encoder: the longest prompt that a plan takes by default."""
 
@@ -45,11 +49,12 @@ def pipeline_profiles(
     known: set[str] = set()
     found: dict[str, tuple[AxisProfile, ...]] = {}
     for name in names:
-        dynamic = axis_names(bundle.network(name).component.graph("network").inputs)
+        network = _Network(name, bundle.network(name).component.graph("network").inputs, settings)
+        dynamic = axis_names(network.inputs)
         known |= set(dynamic)
         profiles = (
-            AxisProfile(tuple((axis, _range(name, axis, given, settings)) for axis in dynamic))
-            for given in ({**sides, **asked} for sides in alternatives)
+            AxisProfile(tuple((axis, network.range_of(axis, asked, sides)) for axis in dynamic))
+            for sides in alternatives
         )
         made = [profile.as_static() if static else profile for profile in profiles]
         found[name] = tuple(dict.fromkeys(made))
@@ -60,38 +65,68 @@ def pipeline_profiles(
     return found
 
 
-def _range(network: str, axis: str, given: Ranges, settings: Mapping[str, Any]) -> AxisRange:
-    found = given.get(axis) or default_range(network, axis, settings)
-    if found is None:
-        raise UsageError(
-            f"the settings of the bundle do not say how long axis {axis} of {network} is",
-            hint=f"say it: --axis {axis}=MIN,OPT,MAX",
-        )
-    if axis in SIDES and found.minimum < _least(settings):
-        raise UsageError(
-            f"{network} does not take so small a picture",
-            found=f"{axis}={found.minimum}",
-            expected=f"at least {_least(settings)}",
-        )
-    return found
+@dataclass(frozen=True)
+class _Network:
+    """A network by name with its inputs, and the settings of its pipeline."""
+
+    name: str
+    inputs: Sequence[TensorSpec]
+    settings: Mapping[str, Any]
+
+    def range_of(self, axis: str, asked: Ranges, sides: Ranges) -> AxisRange:
+        """As a user asks for it, else by ``sides`` of latents, else the default."""
+        found = asked.get(axis)
+        unit = self.unit(axis) if axis in SIDES else 1
+        if found is None and axis in sides:
+            found = _over(sides[axis], unit)
+        if found is None:
+            found = default_range(self.name, axis, self.settings, unit)
+        if found is None:
+            raise UsageError(
+                f"the settings of the bundle do not say how long axis {axis} of {self.name} is",
+                hint=f"say it: --axis {axis}=MIN,OPT,MAX",
+            )
+        least = -(-_least(self.settings) // unit)
+        if axis in SIDES and found.minimum < least:
+            raise UsageError(
+                f"{self.name} does not take so small a picture",
+                found=f"{axis}={found.minimum}",
+                expected=f"at least {least}",
+            )
+        return found
+
+    def unit(self, axis: str) -> int:
+        """Latents for each one of a side: some networks count in blocks of them."""
+        for tensor in self.inputs:
+            for step, name in map(axis_of, tensor.shape):
+                if name == axis:
+                    pixels = tensor.name.startswith(PIXELS)
+                    scale = int(self.settings.get("latent_scale", 1)) if pixels else 1
+                    return max(1, step // scale)
+        return 1
 
 
-def default_range(network: str, axis: str, settings: Mapping[str, Any]) -> AxisRange | None:
+def default_range(
+    network: str, axis: str, settings: Mapping[str, Any], unit: int = 1
+) -> AxisRange | None:
     """Of one axis, or ``None`` where the settings do not tell.
 
     Counts: 1 to 8, tuned for the pair of guidance (StyleGAN2: for one); of whole pictures 1
-    and 2. Sides: from the least that the network takes to half as much again as it was trained
-    for, which is what it is tuned for. Text: one window to ``WINDOWS`` of the text encoder.
+    and 2. Sides, in ``unit`` latents: from the least that the network takes to half as much again
+    as it was trained for, which is what it is tuned for. Text: one window to ``WINDOWS`` of the
+    text encoder.
     """
     if axis in COUNTS:
         if network.startswith(PICTURES):
             return AxisRange(1, 1, 2)
         return AxisRange(1, 2 if "text" in settings else 1, 8)
     if axis in SIDES and settings.get("sample_size"):
-        best = int(settings["sample_size"])
-        return AxisRange(min(_least(settings), best), best, best + best // 2)
+        best = max(1, int(settings["sample_size"]) // unit)
+        return AxisRange(min(-(-_least(settings) // unit), best), best, best + best // 2)
     if axis == TOKENS and settings.get("text"):
-        window = int(settings["text"][0]["tokenizer"]["model_max_length"])
+        text = settings["text"]
+        first = text[0] if isinstance(text, list) else text
+        window = int(first["tokenizer"]["model_max_length"])
         return AxisRange(window, window, WINDOWS * window)
     return None
 
@@ -122,7 +157,7 @@ def _over(side: AxisRange, scale: int) -> AxisRange:
     if any(end % scale for end in ends):
         raise UsageError(
             "a side of --shapes is off the grid",
-            found=str(side),
-            expected=f"multiples of {scale}",
+            found=f"{side} in steps of {scale}",
+            expected="no remainder",
         )
     return AxisRange(*(end // scale for end in ends))

@@ -146,7 +146,7 @@ def test_sdxl(sdxl: Exported, tmp_path: Path) -> None:
         (["--network", "prior"], PixelrtError, "text_encoder, unet, vae_encoder, vae_decoder"),
         (["--axis", "q=8"], UsageError, "no network has an axis q"),
         (["--network", "unet", "--axis", "h=2"], UsageError, "at least 3"),
-        (["--shapes", "60x60"], UsageError, "multiples of 8"),
+        (["--shapes", "60x60"], UsageError, "60 in steps of 8"),
         (["--shapes", "2x64x64"], UsageError, "--axis B=2 sets it"),
         (["--axis", "B=2", "--axis", "B=3"], UsageError, "given twice"),
         (["--graph", "core"], UsageError, "leave --graph out"),

@@ -113,5 +113,12 @@ def test_defaults(network: str, axis: str, settings: dict[str, object], expected
     assert str(default_range(network, axis, settings)) == expected
 
 
+def test_sides_in_blocks_of_latents() -> None:
+    """A UNet whose latents are ``8*h``, and text settings of one encoder."""
+    assert str(default_range("unet", "h", SD15, 8)) == "2,8,12"
+    text = {"text": {"tokenizer": {"model_max_length": 77}}}
+    assert str(default_range("unet", "T", text)) == "77,77,231"
+
+
 def test_profiles_are_compared_by_value() -> None:
     assert AxisProfile((("B", AxisRange(1, 2, 8)),)) == parse_axes("B=1,2,8")
