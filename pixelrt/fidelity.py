@@ -66,6 +66,12 @@ def compare(
     )
 
 
+def compare_relative(expected: NDArray[np.generic], actual: NDArray[np.generic]) -> Comparison:
+    """``compare`` in units of the largest magnitude that is expected."""
+    peak = float(np.max(np.abs(expected), initial=0.0)) or 1.0
+    return compare(expected.astype(np.float64) / peak, actual.astype(np.float64) / peak)
+
+
 def histogram(expected: NDArray[np.generic], actual: NDArray[np.generic]) -> str:
     """Absolute errors by decade, one line each, for failure messages."""
     error = np.abs(actual.astype(np.float64) - expected.astype(np.float64))

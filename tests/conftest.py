@@ -27,9 +27,13 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where files are dealt to several processes, those with most slow tests go first: a long
-    one that is begun last would keep one process alone."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of full size run by their name alone. Where files are dealt to several processes, those
+    with most slow tests go first: a long one that is begun last would keep one process alone."""
+    if "full_size" not in config.option.markexpr:
+        large = [item for item in items if item.get_closest_marker("full_size")]
+        config.hook.pytest_deselected(items=large)
+        items[:] = [item for item in items if item not in large]
     if "PYTEST_XDIST_WORKER" in os.environ:
         slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
         items.sort(key=lambda item: -slow[item.path])

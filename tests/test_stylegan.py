@@ -20,8 +20,10 @@ from pixelrt.export.families.stylegan2 import random
 from pixelrt.export.stylegan import export_stylegan
 from pixelrt.fidelity import compare
 from pixelrt.files import sha256_file
+from pixelrt.plans.store import plan_at
 from pixelrt.runtime.stylegan.latents import edit, mix, seeded_z
 from pixelrt.runtime.stylegan.model import StyleGan2, load_stylegan
+from tests.engines.support import required_tensorrt
 
 CONFIG = {"resolution": 32, "channel_base": 512, "channel_max": 32, "z_dim": 16, "w_dim": 16}
 
@@ -112,3 +114,18 @@ def test_what_does_not_fit_is_refused(bundle: Path, model: StyleGan2) -> None:
         load(bundle)
     with pytest.raises(BundleError, match="load_stylegan"):
         load_pipeline(bundle)
+
+
+def test_plans_of_mapping_and_synthesis(bundle: Path, tmp_path: Path) -> None:
+    """Built for real, in float16; the runs of float32 are the sums of squares and their roots."""
+    required_tensorrt("tensorrt-rtx")
+    words = ["build", str(bundle), "--backend", "tensorrt-rtx", "-q", "--axis", "N=1,2,4"]
+    assert run([*words, "-o", str(tmp_path)]) == 0
+    plans = {path.name.split("-")[1]: plan_at(path).facts for path in tmp_path.glob("*.plan")}
+    assert set(plans) == {"mapping", "synthesis"}
+    for name, facts in plans.items():
+        assert facts.graph.network == name
+        assert facts.profiles == ["N=1,2,4"]
+        assert set(facts.report["multiply_adds"]) - {"unplaced"} == {"float16"}
+        assert facts.conversion["worst_db"] >= 60
+    assert run([*words, "--network", "synthesis", "--shapes", "32x32"]) == 2  # one size alone

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from pixelrt.cache import cache_folder
+from pixelrt.cli.build_requests import Wishes, check_places, requests_of
 from pixelrt.cli.options import ByteCount
 from pixelrt.cli.terminal import note, phase_bar
-from pixelrt.errors import BackendError, CheckError, OutputError, UsageError
+from pixelrt.errors import BackendError, CheckError, OutputError
 from pixelrt.files import atomic_write
 from pixelrt.runtime.load import SHIPPED, bundle_path
 
@@ -22,10 +23,8 @@ if TYPE_CHECKING:
     from pixelrt.engines.make import Made, Request
     from pixelrt.engines.report import Precision
     from pixelrt.manifest import GraphRole
-    from pixelrt.plans.profiles import Profile
     from pixelrt.plans.target import Flavour, Target
     from pixelrt.plans.tensorrt import TensorRT
-    from pixelrt.spec import ImageSpec
 
 
 @click.command("build")
@@ -45,13 +44,20 @@ if TYPE_CHECKING:
     help="Heights and widths that the plan takes: 64x64,256x256,512x512, or with a batch "
     "1x64x64,1x256x256,4x512x512. Once for each profile.",
 )
+@click.option("--network", "networks", multiple=True, help="Of a pipeline, these alone: unet.")
+@click.option(
+    "--axis",
+    "axes",
+    multiple=True,
+    metavar="NAME=MIN,OPT,MAX",
+    help="Of a pipeline, how long an axis may be, by its name in `pixelrt inspect`: "
+    "B=1,2,8, h=64. Once for each axis.",
+)
 @click.option("--static", is_flag=True, help="The optimum shape only: smaller and faster.")
 @click.option(
     "--graph",
     type=click.Choice(["image", "core"]),
-    default="image",
-    show_default=True,
-    help="image: uint8 in and out; core: float32.",
+    help="image (the default): uint8 in and out; core: float32.",
 )
 @click.option(
     "--precision",
@@ -63,9 +69,8 @@ if TYPE_CHECKING:
 @click.option(
     "--target-db",
     type=click.FloatRange(20, 120),
-    default=60.0,
-    show_default=True,
-    help="Least PSNR of the converted graph against float32 on the bundle's samples.",
+    help="Least PSNR of the converted graph against float32 on the bundle's samples: 60, or "
+    "what a pipeline's bundle says of a network.",
 )
 @click.option("--workspace", type=ByteCount(), help="Scratch memory that a layer may use: 2GB.")
 @click.option("--level", type=click.IntRange(0, 5), help="0 builds fast, 5 runs fast; else 3.")
@@ -95,9 +100,11 @@ def command(
     target: str | None,
     shapes: tuple[str, ...],
     static: bool,
-    graph: str,
+    networks: tuple[str, ...],
+    axes: tuple[str, ...],
+    graph: str | None,
     precision: str,
-    target_db: float,
+    target_db: float | None,
     show: bool,
     json_file: Path | None,
     output: Path | None,
@@ -107,37 +114,41 @@ def command(
 ) -> None:
     """Build a TensorRT plan from BUNDLE and put it there, where `pixelrt run` finds it.
 
+    Of a pipeline, plans of all its networks, or of those named by --network.
+
     Beside the plan stand its facts (what it is bound to, its key and digests, how the graph
     was converted), a report of what TensorRT made of it, and a sample of its size to be held
     against. A graph that misses the reference is not built, and a plan that does not run in
     the precision of its graph is not written.
     """
-    from pixelrt.bundle import open_bundle
-    from pixelrt.engines import build
-    from pixelrt.engines.make import Request
+    from pixelrt.engines.options import BuildOptions
     from pixelrt.plans.target import parse_capabilities
 
     flavour = cast("Flavour", backend)
-    bundle = open_bundle(bundle_path(bundle_name))
-    capabilities = parse_capabilities(target, flavour) if target else ()
-    profiles = _profiles(shapes, bundle.manifest.image, static=static)
-    low = cast("Precision", precision)
-    options = build.BuildOptions(
-        profiles, precision=low, capabilities=capabilities, tf32=not no_tf32, **more
+    options = BuildOptions(
+        (),
+        precision=cast("Precision", precision),
+        capabilities=parse_capabilities(target, flavour) if target else (),
+        tf32=not no_tf32,
+        **more,
     )
-    trt = build.load_tensorrt(flavour)
-    build.check_options(options, trt)
-    bound = build.target_of(options, trt)
-    request = Request(bundle, cast("GraphRole", graph), options, bound, target_db)
-    made = _make(request, trt, quiet=quiet)
-    if json_file:
-        with atomic_write(json_file) as file:
-            file.write(made.files[REPORT])
-    proof = prove(made, request)
-    place = _keep(made, request, output, shipped=bundle_name in SHIPPED)
-    if not quiet:
-        note(proof)
-        _tell(made, place, show=show)
+    role = cast("GraphRole | None", graph)
+    wishes = Wishes(shapes, static, role, networks, axes, target_db)
+    trt, requests = requests_of(bundle_path(bundle_name), wishes, options, flavour)
+    check_places(requests, output, json_file)
+    for request in requests:
+        if len(requests) > 1 and not quiet:
+            profiles = " and ".join(map(str, request.options.profiles))
+            note(f"{request.bundle.component.name}: {profiles}")
+        made = _make(request, trt, quiet=quiet)
+        if json_file:
+            with atomic_write(json_file) as file:
+                file.write(made.files[REPORT])
+        proof = prove(made, request)
+        place = _keep(made, request, output, shipped=bundle_name in SHIPPED)
+        if not quiet:
+            note(proof)
+            _tell(made, place, show=show)
 
 
 REPORT = "report.json"
@@ -228,10 +239,11 @@ def _keep(made: Made, request: Request, output: Path | None, *, shipped: bool) -
     from pixelrt.plans.store import ENGINES, write_plan
 
     bundle, facts = request.bundle, made.facts
-    name = f"{facts.graph.role}-{facts.precision}-{facts.key[:12]}.plan"
+    what = facts.graph.network or facts.graph.role
+    name = f"{what}-{facts.precision}-{facts.key[:12]}.plan"
     path = bundle.root / ENGINES / str(request.target) / name
     if output is not None:
-        path = output / f"{bundle.manifest.name}-{name}" if output.is_dir() else output
+        path = output / f"{bundle.root.stem}-{name}" if output.is_dir() else output
     in_cache = f"the cache ({facts.key[:12]})"
     if shipped and output is None:
         return in_cache
@@ -243,18 +255,6 @@ def _keep(made: Made, request: Request, output: Path | None, *, shipped: bool) -
         note(f"the plan stays in the cache: {exc}")
         return in_cache
     return str(path)
-
-
-def _profiles(shapes: tuple[str, ...], spec: ImageSpec, *, static: bool) -> tuple[Profile, ...]:
-    from pixelrt.plans.profiles import check_profiles, default_profile, parse_profile
-
-    profiles = tuple(parse_profile(text) for text in shapes) or (default_profile(spec),)
-    if static:
-        profiles = tuple(profile.as_static() for profile in profiles)
-    if len(set(profiles)) < len(profiles):
-        raise UsageError("a profile is given twice", found=", ".join(map(str, profiles)))
-    check_profiles(profiles, spec)
-    return profiles
 
 
 def _tell(made: Made, place: str, *, show: bool) -> None:

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from pixelrt.bundle import Bundle, open_bundle
+from pixelrt.bundle import Bundle, BundledNetwork, open_bundle
 from pixelrt.cli.terminal import table
 from pixelrt.manifest import Manifest, Network, PipelineManifest, Source, encode_manifest
 from pixelrt.pipeline_bundle import PipelineBundle, is_pipeline, open_pipeline
@@ -86,6 +86,7 @@ def describe_pipeline(bundle: PipelineBundle) -> str:
         *((one.component.name, _network(one)) for one in manifest.networks),
         ("fidelity", _fidelity(manifest)),
         ("whole", ", ".join(one.name for one in manifest.references) or "has no reference"),
+        *(("plan", text) for name in bundle.names() for text in _plans(bundle.network(name))),
         ("size", f"{total / 1e6:.2f} MB in {len(manifest.files)} files, all sha256 match"),
         ("settings", json.dumps(manifest.settings)),
         ("made by", ", ".join(f"{k} {v}" for k, v in manifest.made_by.items())),
@@ -107,7 +108,7 @@ def _fidelity(manifest: PipelineManifest) -> str:
     )
 
 
-def _plans(bundle: Bundle) -> list[str]:
+def _plans(bundle: BundledNetwork) -> list[str]:
     """The TensorRT plans of its graphs, here and in the cache, and those that are damaged."""
     found = [find_plans(bundle, graph) for graph in bundle.component.graphs]
     plans = [plan for search in found for plan in search.plans]
@@ -119,7 +120,7 @@ def _plan(plan: StoredPlan) -> str:
     facts = plan.facts
     size = facts.files[facts.plan].bytes / 1e6
     shapes = " and ".join(facts.profiles)
-    what = f"{facts.precision} {facts.graph.role}, {facts.bound_to}"
+    what = f"{facts.precision} {facts.graph.network or facts.graph.role}, {facts.bound_to}"
     return f"{what}, {shapes}, {size:.1f} MB, {plan.place}"
 
 

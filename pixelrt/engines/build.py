@@ -14,7 +14,7 @@ from pixelrt.engines.options import BuildOptions, check_options, has_gpu, target
 from pixelrt.engines.report import EngineReport, parse_layers
 from pixelrt.engines.trt import Progress, Watch, in_thread, monitor_of, products_of
 from pixelrt.errors import BackendError, InputError
-from pixelrt.plans.profiles import Shape, tensor_shape
+from pixelrt.plans.profiles import NamedLengths, tensor_shape
 from pixelrt.plans.tensorrt import TensorRT, Told, load_tensorrt, logger_of, use_module
 from pixelrt.spec import TensorSpec
 
@@ -61,7 +61,7 @@ def build_plan(
 ) -> BuiltPlan:
     """Build a plan from an ONNX file, external weights included.
 
-    ``inputs``: those of the graph, with axes named N, H, W that the profiles set.
+    ``inputs``: those of the graph, with named axes that the profiles set.
     ``origin``: who made the graph, for messages. ``progress`` and ``cancelled`` are called
     from the thread that builds, at every step of it.
 
@@ -203,7 +203,7 @@ class _Build:
                 tensor.shape = shapes[tensor.name]
 
     @property
-    def _optimum(self) -> Shape:
+    def _optimum(self) -> NamedLengths:
         return self.options.profiles[0].shapes[1]
 
     # --- options --------------------------------------------------------------------

@@ -85,6 +85,19 @@ def input_scaling(anchor: ir.Node) -> Iterator[ir.Node]:
         yield anchor
 
 
+def arguments(anchor: ir.Node) -> Iterator[ir.Node]:
+    """A sine or cosine, and the products and sums that its argument is made of."""
+    yield anchor
+    steps = (*SCALING, "Cast", "Concat", "Expand", "Reshape", "Unsqueeze")
+    todo = _producers(anchor)
+    while todo:
+        node = todo.pop()
+        if node.op_type in steps:
+            if node.op_type in SCALING:
+                yield node
+            todo += _producers(node)
+
+
 def _scales_input(node: ir.Node) -> bool:
     data = [value for value in node.inputs if value is not None and value.const_value is None]
     if len(data) != 1:
@@ -159,6 +172,12 @@ INPUT = Island(
     frozenset(SCALING),
     input_scaling,
 )
+ANGLES = Island(
+    "angle",
+    "sines of large arguments: near 1000, the last timestep, float16 has a step of half a radian",
+    frozenset({"Sin", "Cos"}),
+    arguments,
+)
 LEVELS = Island(
     "image levels",
     "float16 has a step of 0.125 at 255: which level a value rounds to would change",
@@ -166,7 +185,7 @@ LEVELS = Island(
     levels,
 )
 
-DEFAULT_ISLANDS = (INPUT, NORMS, STATISTICS, POWERS, SOFTMAX, LOGIT_SCALE, LEVELS)
-FUSED_ATTENTION_ISLANDS = (INPUT, NORMS, STATISTICS, POWERS, LEVELS)
+DEFAULT_ISLANDS = (INPUT, NORMS, STATISTICS, POWERS, ANGLES, SOFTMAX, LOGIT_SCALE, LEVELS)
+FUSED_ATTENTION_ISLANDS = (INPUT, NORMS, STATISTICS, POWERS, ANGLES, LEVELS)
 """Without softmax and logit scale: all of an attention in one type, as a fused kernel may
 ask for. Such kernels keep their own softmax in float32; the fidelity search still decides."""

@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 import pixelrt
-from pixelrt.bundle import Bundle
+from pixelrt.bundle import Bundle, BundledNetwork
 from pixelrt.engines.build import BuildOptions, BuiltPlan, TensorRT, build_plan
+from pixelrt.engines.passes.fp16 import Low
 from pixelrt.engines.precision import Policy
 from pixelrt.engines.prepare import prepare_graph
 from pixelrt.engines.report import check_precision
@@ -36,9 +37,10 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Request:
-    """What is wanted of a plan. ``target_db``: least PSNR of the converted graph."""
+    """What is wanted of a plan. ``target_db``: least PSNR of the converted graph, of the range
+    of images, or of the largest magnitude of a tensor in a pipeline."""
 
-    bundle: Bundle
+    bundle: BundledNetwork
     role: GraphRole
     options: BuildOptions
     target: Target
@@ -61,7 +63,7 @@ class Request:
     @property
     def key(self) -> str:
         """The cache key, hexadecimal SHA-256."""
-        files, graph = self.bundle.manifest.files, self.graph
+        files, graph = self.bundle.files, self.graph
         weights = tuple(files[name].sha256 for name in graph.data)
         return CacheKey(files[graph.file].sha256, weights, self.decided, self.target).key()
 
@@ -113,8 +115,8 @@ def make_plan(
 ) -> tuple[PlanFacts, dict[str, bytes], bytes]:
     """A plan's facts, its files by name, and TensorRT's measurements for the next build."""
     low = request.options.precision
-    policy = None if low == "float32" else Policy(dtype=low, target_db=request.target_db)
     bundle, graph = request.bundle, request.graph
+    policy = None if low == "float32" else _policy(request, low)
     shape = request.options.profiles[0].shapes[1]
     with tempfile.TemporaryDirectory(prefix="pixelrt-build-") as folder:
         file = Path(folder, GRAPH)
@@ -135,7 +137,7 @@ def make_plan(
             graph.inputs,
             replace(request.options, timing_cache=timing_cache),
             trt=trt,
-            origin=f"the {graph.role} graph of {bundle.manifest.name} ({_recipe(bundle)})",
+            origin=f"the {graph.role} graph of {bundle.name}{_recipe(bundle)}",
             progress=progress,
         )
         check_precision(built.report, low)
@@ -164,11 +166,17 @@ def make_plan(
     return facts, files, built.timing_cache
 
 
-def _plan_graph(bundle: Bundle, graph: Graph) -> PlanGraph:
-    files = bundle.manifest.files
+def _policy(request: Request, low: Low) -> Policy:
+    relative = request.role == "network"
+    return Policy(dtype=low, target_db=request.target_db, relative=relative)
+
+
+def _plan_graph(bundle: BundledNetwork, graph: Graph) -> PlanGraph:
+    files = bundle.files
     weights = [files[name].sha256 for name in graph.data]
     digest = files[graph.file].sha256
-    return PlanGraph(graph.role, digest, weights, graph.inputs, graph.outputs)
+    network = bundle.component.name if graph.role == "network" else ""
+    return PlanGraph(graph.role, digest, weights, graph.inputs, graph.outputs, network)
 
 
 def _summary(built: BuiltPlan) -> dict[str, Any]:
@@ -183,8 +191,10 @@ def _made_by(trt: TensorRT) -> dict[str, str]:
     return {"pixelrt": pixelrt.__version__, "python": python, trt.flavour: trt.version, **packages}
 
 
-def _recipe(bundle: Bundle) -> str:
-    return f"family {bundle.manifest.family}, variant {bundle.manifest.variant}"
+def _recipe(bundle: BundledNetwork) -> str:
+    if not isinstance(bundle, Bundle):
+        return ""
+    return f" (family {bundle.manifest.family}, variant {bundle.manifest.variant})"
 
 
 def _json(value: Any) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pixelrt.engines.report import Precision
 from pixelrt.errors import BackendError, UsageError
+from pixelrt.plans.axis_profiles import AxisProfile
 from pixelrt.plans.profiles import Profile
 from pixelrt.plans.target import Capability, Target, ahead_of_time, detect_target
 from pixelrt.plans.tensorrt import TensorRT
@@ -26,7 +27,7 @@ class BuildOptions:
     ``timing_cache``: what an earlier build with the same TensorRT on the same GPU gave.
     """
 
-    profiles: tuple[Profile, ...]
+    profiles: tuple[Profile | AxisProfile, ...]
     precision: Precision = "float32"
     capabilities: tuple[Capability, ...] = ()
     workspace: int | None = None

@@ -24,7 +24,7 @@ from pixelrt.engines.passes.formals import ANY_TYPE, MOVES, fixed_nodes
 from pixelrt.engines.passes.fp16 import DTYPES, Io, Low, normalised, to_low
 from pixelrt.engines.search import Keep, smallest_keep
 from pixelrt.errors import FidelityError, UsageError
-from pixelrt.fidelity import Comparison, compare
+from pixelrt.fidelity import Comparison, compare, compare_relative
 
 MARGIN = 4.0
 """A value may reach this part of the type's largest number: other images go further."""
@@ -46,7 +46,8 @@ class Policy:
 
     ``target_db``: least PSNR against float32 on every sample. ``io``: ``keep`` the declared
     types of inputs and outputs, or make them ``low`` too. ``evaluations``: most attempts of
-    the search to give a kept part back.
+    the search to give a kept part back. ``relative``: outputs are tensors without a scale of
+    their own, each judged in units of its largest magnitude.
     """
 
     dtype: Low = "float16"
@@ -54,6 +55,7 @@ class Policy:
     islands: tuple[Island, ...] = DEFAULT_ISLANDS
     io: Io = "keep"
     evaluations: int = 64
+    relative: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,8 @@ def convert(model: ir.Model, samples: Sequence[Feed], policy: Policy | None = No
 
     ``samples`` map the graph's input names to arrays: real images, small ones, since all
     intermediate values are looked at. An integer output is judged before it is rounded to
-    levels, on the scale 0 to 255; a float one on the scale 0 to 1. For bfloat16 the graph is
-    raised to operator set 22.
+    levels, on the scale 0 to 255; a float one on the scale 0 to 1, or as ``policy.relative``
+    says. For bfloat16 the graph is raised to operator set 22.
     Raises ``UsageError`` without samples, ``FidelityError`` where the float32 graph itself
     gives NaN or infinity, or where inputs and outputs in ``dtype`` alone miss the target.
     """
@@ -210,14 +212,15 @@ class _Work:
 
     def _compare(self, mixed: ir.Model) -> list[Comparison]:
         results = self._results(emulate(mixed))
-        peaks = [peak for _, peak in self.probes]
         return [
-            min(
-                (compare(w, g, peak=peak) for w, g, peak in zip(want, got, peaks, strict=True)),
-                key=lambda c: c.psnr,
-            )
+            min(map(self._judge, range(len(self.probes)), want, got), key=lambda c: c.psnr)
             for want, got in zip(self.expected, results, strict=True)
         ]
+
+    def _judge(self, output: int, want: np.ndarray, got: np.ndarray) -> Comparison:
+        if self.policy.relative:
+            return compare_relative(want, got)
+        return compare(want, got, peak=self.probes[output][1])
 
     def _results(self, model: ir.Model) -> list[list[np.ndarray]]:
         names = [name for name, _ in self.probes]

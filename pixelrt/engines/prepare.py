@@ -8,18 +8,20 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pixelrt.bundle import Bundle
+from pixelrt.bundle import Bundle, BundledNetwork
 from pixelrt.engines.calibrate import Feed, Runner, measure_shapes
 from pixelrt.engines.passes.clean import clean
 from pixelrt.engines.passes.fold_constants import fold_constants
 from pixelrt.engines.passes.instance_norm import write_out_instance_norms
 from pixelrt.engines.precision import Converted, Policy, convert
+from pixelrt.engines.tensors import check_network, network_feeds
 from pixelrt.errors import FidelityError
 from pixelrt.fidelity import compare
 from pixelrt.geometry import Size
 from pixelrt.grid import grid_size, pad_image
 from pixelrt.manifest import Graph, Reference
-from pixelrt.plans.profiles import Shape
+from pixelrt.pipeline_bundle import PipelineNetwork
+from pixelrt.plans.profiles import NamedLengths, Shape
 
 SLACK = 4.0
 """A rewritten graph sums in another order than the one that was exported: its error may be
@@ -27,7 +29,7 @@ this many times the tolerance of the export."""
 
 
 def prepare_graph(
-    bundle: Bundle, graph: Graph, shape: Shape, policy: Policy | None, file: Path
+    bundle: BundledNetwork, graph: Graph, shape: NamedLengths, policy: Policy | None, file: Path
 ) -> Converted | None:
     """Write the graph for TensorRT to ``file``, its weights beside it.
 
@@ -37,19 +39,33 @@ def prepare_graph(
 
     Raises ``FidelityError`` where the rewritten graph is wrong or misses the policy's target.
     """
-    model = ir.load(bundle.path(graph.file))
-    ir.external_data.load_to_model(model)
-    model = clean(fold_constants(model))
-    model = write_out_instance_norms(model, measure_shapes(model, _blank(graph, shape)))
-    references = bundle.manifest.references
-    feeds = [feed_of(bundle, graph, sample) for sample in references]
-    check_graph(bundle, graph, model, feeds, "rewritten for TensorRT")
+    feeds = feeds_of(bundle, graph)
+    model = clean(fold_constants(load_graph(bundle, graph)))
+    example = feeds[0] if isinstance(bundle, PipelineNetwork) else _blank(graph, shape)
+    model = write_out_instance_norms(model, measure_shapes(model, example))
+    check_graph(bundle, graph, model, "rewritten for TensorRT")
     converted = convert(model, feeds, policy) if policy else None
     ir.save(converted.model if converted else model, file, external_data=f"{file.name}.data")
     return converted
 
 
-def _blank(graph: Graph, shape: Shape) -> Feed:
+def load_graph(bundle: BundledNetwork, graph: Graph) -> ir.Model:
+    """A graph of the bundle with its weights in memory."""
+    model = ir.load(bundle.path(graph.file))
+    ir.external_data.load_to_model(model)
+    return model
+
+
+def feeds_of(bundle: BundledNetwork, graph: Graph) -> list[Feed]:
+    """The bundle's samples as the graph takes them."""
+    if isinstance(bundle, PipelineNetwork):
+        return network_feeds(bundle)
+    assert isinstance(bundle, Bundle)
+    return [feed_of(bundle, graph, sample) for sample in bundle.manifest.references]
+
+
+def _blank(graph: Graph, shape: NamedLengths) -> Feed:
+    assert isinstance(shape, Shape)
     channels = next(side for side in graph.inputs[0].shape if isinstance(side, int))
     if graph.role == "image":
         return _input(graph, np.zeros((1, shape.height, shape.width, channels), np.uint8))
@@ -71,13 +87,16 @@ def feed_of(bundle: Bundle, graph: Graph, sample: Reference) -> Feed:
     return _input(graph, (padded.astype(np.float32) / np.float32(255)).transpose(0, 3, 1, 2))
 
 
-def check_graph(
-    bundle: Bundle, graph: Graph, model: ir.Model, feeds: list[Feed], what: str
-) -> None:
+def check_graph(bundle: BundledNetwork, graph: Graph, model: ir.Model, what: str) -> None:
     """Hold a float32 graph against PyTorch's outputs. Raises ``FidelityError``."""
+    if isinstance(bundle, PipelineNetwork):
+        check_network(bundle, model, what, SLACK)
+        return
+    assert isinstance(bundle, Bundle)
     name = graph.outputs[0].name
     run = Runner(model, [name])
-    for sample, feed in zip(bundle.manifest.references, feeds, strict=True):
+    for sample in bundle.manifest.references:
+        feed = feed_of(bundle, graph, sample)
         _, expected = bundle.reference(sample)
         height, width = expected.shape[2:]
         if graph.role == "image":

@@ -1,4 +1,4 @@
-"""Pictures that a plan is held against: at its own sizes, answered by the float32 graph.
+"""What a plan is held against: samples at its own sizes, answered by the float32 graph.
 
 The bundle's samples are small and may fit no profile of a plan; a plan is only used once it
 has reproduced something on its own GPU.
@@ -6,33 +6,48 @@ has reproduced something on its own GPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pixelrt.bundle import Bundle, encode_reference
+from pixelrt.bundle import Bundle, BundledNetwork, encode_reference
 from pixelrt.engines.calibrate import Runner
-from pixelrt.engines.prepare import check_graph, feed_of
+from pixelrt.engines.prepare import check_graph, load_graph
+from pixelrt.engines.tensors import network_samples
+from pixelrt.manifest import Graph, GraphRole
+from pixelrt.pipeline_bundle import PipelineNetwork
+from pixelrt.plans.axis_profiles import AxisProfile
 from pixelrt.plans.facts import PlanSample
 from pixelrt.plans.profiles import Profile, Shape
 
 
 def plan_samples(
-    bundle: Bundle, profiles: Sequence[Profile]
+    bundle: BundledNetwork, profiles: Sequence[Profile | AxisProfile]
 ) -> tuple[list[PlanSample], dict[str, bytes]]:
-    """A photograph at the optimum of every profile, and the files of these samples.
+    """A sample at the optimum of every profile, and the files of these samples.
 
     ``expected`` comes from the bundle's float32 graph on onnxruntime, after that graph gave
     what PyTorch gives on the bundle's own sample. Raises ``FidelityError`` where it does not.
     """
-    graph = bundle.component.graph("core")
-    model = ir.load(bundle.path(graph.file))
-    ir.external_data.load_to_model(model)
+    role: GraphRole = "network" if isinstance(bundle, PipelineNetwork) else "core"
+    graph = bundle.component.graph(role)
+    model = load_graph(bundle, graph)
+    check_graph(bundle, graph, model, "run by onnxruntime here")
+    if isinstance(bundle, PipelineNetwork):
+        axes = [profile for profile in profiles if isinstance(profile, AxisProfile)]
+        return network_samples(bundle, model, axes)
+    assert isinstance(bundle, Bundle)
+    shapes = dict.fromkeys(p.shapes[1] for p in profiles if isinstance(p, Profile))
+    return _pictures(bundle, graph, model, shapes)
+
+
+def _pictures(
+    bundle: Bundle, graph: Graph, model: ir.Model, shapes: Iterable[Shape]
+) -> tuple[list[PlanSample], dict[str, bytes]]:
+    """A photograph at each shape."""
     references = bundle.manifest.references
-    feeds = [feed_of(bundle, graph, sample) for sample in references]
-    check_graph(bundle, graph, model, feeds, "run by onnxruntime here")
     name, result = graph.inputs[0].name, graph.outputs[0].name
     run = Runner(model, [result])
 
@@ -43,7 +58,7 @@ def plan_samples(
     photo = max((one for one in references if one.kind == "photo"), key=lambda one: one.width)
     pixels, _ = bundle.reference(photo)
     samples, files = [], {}
-    for shape in dict.fromkeys(profile.shapes[1] for profile in profiles):
+    for shape in shapes:
         images = enlarged(pixels[0], shape)
         file = f"sample-{shape}.npz"
         files[file] = encode_reference(images, answer(images))

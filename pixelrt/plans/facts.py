@@ -14,6 +14,7 @@ import msgspec
 
 from pixelrt.errors import InputError, UsageError
 from pixelrt.manifest import FileEntry, GraphRole
+from pixelrt.plans.axis_profiles import AxisProfile, parse_axes
 from pixelrt.plans.profiles import Profile, parse_profile
 from pixelrt.plans.target import Capability, Flavour, Target
 from pixelrt.spec import TensorSpec
@@ -25,14 +26,18 @@ MAX_BYTES = 16 * 1024 * 1024
 PlanPrecision = Literal["float32", "float16", "bfloat16"]
 
 
-class PlanGraph(msgspec.Struct, frozen=True):
-    """The graph of the bundle that a plan was made from, by digest."""
+class PlanGraph(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The graph of the bundle that a plan was made from, by digest.
+
+    ``network``: its name in a pipeline, empty for a bundle of one network.
+    """
 
     role: GraphRole
     sha256: str
     weights: list[str]
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
+    network: str = ""
 
 
 class PlanTarget(msgspec.Struct, frozen=True):
@@ -46,17 +51,18 @@ class PlanTarget(msgspec.Struct, frozen=True):
     system: str = ""
 
 
-class PlanSample(msgspec.Struct, frozen=True):
-    """A picture at a size that the plan takes, and what the float32 graph gives for it.
+class PlanSample(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Inputs at a size that the plan takes, and what the float32 graph gives for them.
 
-    ``file`` (npz, beside the plan): ``input`` uint8 (N, H, W, C), ``output`` float32
-    (N, C', scale*H, scale*W).
+    ``file`` (npz, beside the plan). A picture of ``height`` and ``width``: ``input`` uint8
+    (N, H, W, C), ``output`` float32 (N, C', scale*H, scale*W). For a network of a pipeline, which
+    has neither, ``in.NAME`` and ``out.NAME`` as in ``manifest.NetworkSample``.
     """
 
     name: str
     file: str
-    height: int
-    width: int
+    height: int = 0
+    width: int = 0
 
 
 class PlanFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +102,12 @@ class PlanFacts(msgspec.Struct, frozen=True, kw_only=True):
         return Target(told.flavour, told.version, capabilities, told.gpu, told.cuda, told.system)
 
     def shapes(self) -> tuple[Profile, ...]:
+        """Of a plan for images."""
         return tuple(parse_profile(text) for text in self.profiles)
+
+    def axis_profiles(self) -> tuple[AxisProfile, ...]:
+        """Of a plan for a network of a pipeline."""
+        return tuple(parse_axes(text) for text in self.profiles)
 
     def seal(self) -> str:
         """SHA-256 over all facts: an altered one no longer fits it."""
@@ -122,7 +133,7 @@ def decode_facts(raw: bytes, path: Path) -> PlanFacts:
     try:
         sealed = msgspec.json.decode(raw, type=_Sealed)
         facts = sealed.facts
-        _ = facts.shapes(), facts.bound_to
+        _ = facts.bound_to, facts.axis_profiles() if facts.graph.network else facts.shapes()
     except (msgspec.MsgspecError, UsageError, ValueError, RecursionError) as exc:
         raise InputError(f"{path} does not describe a plan", found=str(exc), hint=_AGAIN) from exc
     problem = ""

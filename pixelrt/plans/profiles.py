@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from pixelrt.errors import UsageError
 from pixelrt.geometry import round_up
@@ -14,6 +15,7 @@ DEFAULT_TILE = 256
 LARGEST = 16384
 """A longer side is a slip: TensorRT counts the elements of a tensor in 31 bits."""
 
+_AXIS = re.compile(r"(?:(\d+)\*)?([A-Za-z_]\w*)")
 _SHAPE = re.compile(r"(?:(\d{1,6})x)?(\d{1,6})x(\d{1,6})")
 _EXPECTED = "MIN,OPT,MAX such as 64x64,256x256,512x512 or 1x64x64,1x256x256,4x512x512"
 
@@ -41,6 +43,10 @@ class AxisRange:
     def nearest(self, value: int) -> int:
         return min(max(value, self.minimum), self.maximum)
 
+    def __str__(self) -> str:
+        ends = (self.minimum, self.optimum, self.maximum)
+        return str(self.minimum) if self.fixed else ",".join(map(str, ends))
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -49,6 +55,11 @@ class Shape:
     batch: int
     height: int
     width: int
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Of the axes of images, by the names that bundles give them."""
+        return {"N": self.batch, "H": self.height, "W": self.width}
 
     def __str__(self) -> str:
         return f"{self.batch}x{self.height}x{self.width}"
@@ -199,16 +210,39 @@ def choose_profile(profiles: Sequence[Profile], shape: Shape) -> int:
     return index
 
 
-def tensor_shape(tensor: TensorSpec, shape: Shape) -> tuple[int, ...]:
-    """``shape`` as the dimensions of a graph's image input, ``("N", "H", "W", 3)`` or NCHW."""
-    values = {"N": shape.batch, "H": shape.height, "W": shape.width}
-    dims = []
+def axis_of(axis: int | str) -> tuple[int, str]:
+    """Step and name of an axis: ``(8, "h")`` of ``8*h``; a number has no name and is the step.
+
+    Raises ``UsageError`` for an axis of another form.
+    """
+    if isinstance(axis, int):
+        return axis, ""
+    found = _AXIS.fullmatch(axis)
+    if not found:
+        raise UsageError(
+            f"the axis {axis!r} cannot be told",
+            expected="a number, a name, or multiples of a name such as 8*h",
+        )
+    return int(found[1] or 1), found[2]
+
+
+class NamedLengths(Protocol):
+    """One length for every dynamic axis: a ``Shape``, or ``axis_profiles.Lengths``."""
+
+    @property
+    def lengths(self) -> Mapping[str, int]: ...
+
+
+def tensor_shape(tensor: TensorSpec, shape: NamedLengths) -> tuple[int, ...]:
+    """The dimensions of a tensor such as ``("N", "H", "W", 3)`` or ``("B", 3, "8*h", "8*w")``."""
+    values, dims = shape.lengths, []
     for axis in tensor.shape:
-        if isinstance(axis, str) and axis not in values:
+        step, name = axis_of(axis)
+        if name and name not in values:
             raise UsageError(
                 f"the input {tensor} has an axis that no profile sets",
-                found=axis,
-                expected="N, H, W and fixed numbers",
+                found=name,
+                expected=f"{', '.join(values)} and fixed numbers",
             )
-        dims.append(values[axis] if isinstance(axis, str) else axis)
+        dims.append(step * values[name] if name else step)
     return tuple(dims)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from pixelrt.bundle import Bundle
+from pixelrt.bundle import BundledNetwork
 from pixelrt.cache import cache_folder
 from pixelrt.errors import InputError, OutputError
 from pixelrt.files import atomic_write
@@ -64,7 +64,7 @@ class Search:
     problems: tuple[str, ...]
 
 
-def find_plans(bundle: Bundle, graph: Graph) -> Search:
+def find_plans(bundle: BundledNetwork, graph: Graph) -> Search:
     """Plans made from ``graph`` of ``bundle``: those in the bundle, then those in the cache.
 
     Newest first in each place. Whether they fit this machine is for the caller to ask.
@@ -82,12 +82,12 @@ def find_plans(bundle: Bundle, graph: Graph) -> Search:
         problem = graph_mismatch(plan.facts, bundle, graph)
         if not problem:
             fitting.append(plan)
-        elif plan.facts.graph.role == graph.role and plan.facts.bundle == bundle.sha256:
+        elif _meant(plan.facts, bundle, graph):
             problems.append(f"{plan.place}: {problem}")
     return Search(tuple(fitting), tuple(problems))
 
 
-def graph_mismatch(facts: PlanFacts, bundle: Bundle, graph: Graph) -> str:
+def graph_mismatch(facts: PlanFacts, bundle: BundledNetwork, graph: Graph) -> str:
     """Why a plan is not one of this graph, or an empty string."""
     files = bundle.files
     if facts.graph.role != graph.role:
@@ -96,6 +96,12 @@ def graph_mismatch(facts: PlanFacts, bundle: Bundle, graph: Graph) -> str:
     if facts.graph.sha256 != files[graph.file].sha256 or facts.graph.weights != weights:
         return f"it was made from another graph than {graph.file} of {bundle.name}"
     return ""
+
+
+def _meant(facts: PlanFacts, bundle: BundledNetwork, graph: Graph) -> bool:
+    """Whether a plan says of itself that it is one of this graph."""
+    of_network = facts.graph.network in ("", bundle.component.name)
+    return facts.graph.role == graph.role and of_network and facts.bundle == bundle.sha256
 
 
 def plan_at(path: Path) -> StoredPlan:

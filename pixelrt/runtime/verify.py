@@ -23,9 +23,9 @@ from pixelrt.grid import grid_size, pad_image
 from pixelrt.manifest import GraphRole
 from pixelrt.pipeline_bundle import PipelineNetwork
 from pixelrt.plans.profiles import Shape
+from pixelrt.runtime import verify_tensors
 from pixelrt.runtime.backends.base import Array, BackendInfo, Sample, Session
 from pixelrt.runtime.machine import processor_name
-from pixelrt.runtime.verify_tensors import compare_tensors, tensor_samples
 
 MACHINE_SLACK = 4.0
 """Another processor sums in another order: its error may be this many times the tolerance
@@ -133,8 +133,10 @@ def outcomes(
     """All samples through a session, or the smallest alone. Never raises on a mismatch."""
     if isinstance(network, PipelineNetwork):
         limits = limits_of(network, session.info, role)
-        for sample in islice(tensor_samples(network), 1 if smallest else None):
-            yield Outcome(sample.name, compare_tensors(network, session, sample), limits)
+        found = verify_tensors.samples_for(network, session)
+        for sample in islice(found, 1 if smallest else None):
+            compared = verify_tensors.compare_tensors(network, session, sample)
+            yield Outcome(sample.name, compared, limits)
         return
     assert isinstance(network, Bundle)
     pictures = samples_for(network, session)

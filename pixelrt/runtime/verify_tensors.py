@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
-from pixelrt.fidelity import Comparison, compare
+from pixelrt.errors import FidelityError
+from pixelrt.fidelity import Comparison, compare_relative
 from pixelrt.pipeline_bundle import PipelineNetwork
-from pixelrt.runtime.backends.base import Array, Session
-
-
-@dataclass(frozen=True)
-class TensorSample:
-    """Inputs by name with PyTorch's fp32 outputs by name."""
-
-    name: str
-    feeds: Mapping[str, Array]
-    expected: Mapping[str, Array]
+from pixelrt.runtime.backends.base import Array, PlannedSession, Session, TensorSample
 
 
 def tensor_samples(network: PipelineNetwork) -> Iterator[TensorSample]:
     """All samples, smallest first, each read when it is asked for."""
     return (TensorSample(*sample) for sample in network.samples())
+
+
+def samples_for(network: PipelineNetwork, session: Session) -> Iterator[TensorSample]:
+    """Those of the bundle that the session takes, and those that it brings along; smallest first.
+
+    Raises ``FidelityError`` where there is none: nothing could be proven.
+    """
+    found = tensor_samples(network)
+    if not isinstance(session, PlannedSession):
+        return found
+    fitting = [sample for sample in found if session.takes(sample.feeds)]
+    if not fitting and not session.tensor_samples:
+        raise FidelityError(
+            f"{session.info} cannot be held against the samples of {network.name}",
+            found="its plan takes none of them",
+            hint="build the plan again: `pixelrt build` adds a sample of its size",
+        )
+    return iter(sorted((*fitting, *session.tensor_samples), key=lambda sample: sample.size))
 
 
 def compare_tensors(network: PipelineNetwork, session: Session, sample: TensorSample) -> Comparison:
@@ -35,10 +44,4 @@ def compare_tensors(network: PipelineNetwork, session: Session, sample: TensorSa
 def worst_of(expected: Mapping[str, Array], actual: Mapping[str, Array]) -> Iterator[Comparison]:
     """Each output in units of the largest magnitude that is expected of it."""
     for name, wanted in expected.items():
-        peak = peak_of(wanted)
-        yield compare(wanted / peak, actual[name] / peak)
-
-
-def peak_of(values: Array) -> float:
-    """The largest magnitude, or 1 where all are zero."""
-    return float(np.max(np.abs(values), initial=0.0)) or 1.0
+        yield compare_relative(wanted, actual[name])

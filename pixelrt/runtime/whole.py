@@ -15,7 +15,7 @@ from pixelrt.errors import (
     FidelityError,
     PixelrtError,
 )
-from pixelrt.fidelity import Comparison, compare
+from pixelrt.fidelity import Comparison, compare, compare_relative
 from pixelrt.manifest import PipelineReference
 from pixelrt.pipeline_bundle import PipelineBundle
 from pixelrt.runtime.backends.base import Array, BackendInfo
@@ -24,7 +24,6 @@ from pixelrt.runtime.networks import Networks
 from pixelrt.runtime.stylegan.model import FAMILY as STYLEGAN
 from pixelrt.runtime.stylegan.model import StyleGan2
 from pixelrt.runtime.verify import Limits
-from pixelrt.runtime.verify_tensors import peak_of
 from pixelrt.whole_run import WholeRun
 
 STEP_MAX_ABS = 1e-4
@@ -132,7 +131,7 @@ def _compared(
         dict(networks.used),
         run,
         images,
-        tuple(compare(want / peak_of(want), got / peak_of(want)) for want, got in pairs),
+        tuple(compare_relative(want, got) for want, got in pairs),
         compare(run.images / np.float32(255), images / np.float32(255)),
     )
 

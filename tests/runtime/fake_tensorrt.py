@@ -24,15 +24,16 @@ import numpy as np
 
 from pixelrt.errors import BackendError, OutOfMemoryError
 from pixelrt.geometry import round_up
+from pixelrt.plans.axis_profiles import AxisProfile, Lengths, lengths_of, parse_axes
 from pixelrt.plans.profiles import Profile, parse_profile, tensor_shape
 from pixelrt.plans.target import Flavour
 from pixelrt.plans.tensorrt import TensorRT, use_module
-from pixelrt.runtime.device.engine import image_shape, output_shape
 from pixelrt.spec import TensorSpec
 from tests.runtime.fake_cuda import FakeCuda, Hazard
 
 Array = np.ndarray[Any, Any]
-Function = Callable[[Array], Array]
+Function = Callable[..., Any]
+"""All inputs in order to the output, or to a tuple of outputs."""
 
 MAGIC = b"faketrt1"
 WEIGHTS = b"the weights of the network"
@@ -52,7 +53,7 @@ class TensorFormat(enum.Enum):
 
 
 class DataType(enum.Enum):
-    FLOAT, HALF, UINT8, BF16 = range(4)
+    FLOAT, HALF, UINT8, BF16, INT64 = range(5)
 
 
 class ExecutionContextAllocationStrategy(enum.Enum):
@@ -63,26 +64,38 @@ class DynamicShapesKernelSpecializationStrategy(enum.Enum):
     LAZY, EAGER, NONE = range(3)
 
 
-KINDS = {"uint8": "UINT8", "float32": "FLOAT", "float16": "HALF"}
+KINDS = {"uint8": "UINT8", "float32": "FLOAT", "float16": "HALF", "int64": "INT64"}
 
 
 @dataclass(frozen=True)
 class Net:
-    """What a fake plan holds. ``function``: its name in ``FakeTensorRT``."""
+    """What a fake plan holds. ``function``: its name in ``FakeTensorRT``.
+
+    ``more``: inputs and outputs beside the first of each, for networks of pipelines.
+    """
 
     function: str
     source: TensorSpec
     result: TensorSpec
-    profiles: tuple[Profile, ...]
+    profiles: tuple[Profile, ...] | tuple[AxisProfile, ...]
     work_per_pixel: int = 40
     stripped: bool = False
     static: bool = False
+    more: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]] = ((), ())
+
+    @property
+    def sources(self) -> tuple[TensorSpec, ...]:
+        return (self.source, *self.more[0])
+
+    @property
+    def results(self) -> tuple[TensorSpec, ...]:
+        return (self.result, *self.more[1])
 
     def plan(self) -> bytes:
         facts = {
             "function": self.function,
-            "source": [self.source.name, self.source.dtype, self.source.shape],
-            "result": [self.result.name, self.result.dtype, self.result.shape],
+            "sources": [[one.name, one.dtype, one.shape] for one in self.sources],
+            "results": [[one.name, one.dtype, one.shape] for one in self.results],
             "profiles": [str(profile) for profile in self.profiles],
             "work": self.work_per_pixel,
             "stripped": self.stripped,
@@ -100,19 +113,33 @@ class Net:
         if len(data) != 12 + size:
             raise ValueError("Serialization assertion failed: plan size mismatch")
         facts = json.loads(data[12:])
-        source, result = (
-            TensorSpec(name, dtype, tuple(shape))
-            for name, dtype, shape in (facts["source"], facts["result"])
+        sources, results = (
+            tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in facts[which])
+            for which in ("sources", "results")
         )
-        profiles = tuple(map(parse_profile, facts["profiles"]))
+        named = any("=" in text for text in facts["profiles"])
+        profiles = tuple(map(parse_axes if named else parse_profile, facts["profiles"]))
         return cls(
             facts["function"],
-            source,
-            result,
-            profiles,
+            sources[0],
+            results[0],
+            profiles,  # type: ignore[arg-type]
             facts["work"],
             facts["stripped"],
             facts["static"],
+            (sources[1:], results[1:]),
+        )
+
+    def lengths(self, shapes: Mapping[str, tuple[int, ...]]) -> Lengths:
+        """Raises ``UsageError`` where they do not agree."""
+        return Lengths(tuple(lengths_of(self.sources, shapes).items()))
+
+    def holds(self, index: int, name: str, dims: tuple[int, ...]) -> bool:
+        """Whether the dimensions of one input are within a profile."""
+        (spec,) = (one for one in self.sources if one.name == name)
+        least, _, most = (tensor_shape(spec, one) for one in self.profiles[index].shapes)
+        return len(dims) == len(least) and all(
+            low <= length <= high for low, length, high in zip(least, dims, most, strict=True)
         )
 
 
@@ -248,9 +275,11 @@ class FakeEngine:
         self.world, self.logger, self.net = world, logger, net
         self.refitted = not net.stripped
         self.weights = _Held(world.cuda, world.weights)
-        self.tensors = {net.source.name: net.source, net.result.name: net.result}
+        self.tensors = {one.name: one for one in (*net.sources, *net.results)}
 
-    num_io_tensors = 2
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self.tensors)
 
     @property
     def num_optimization_profiles(self) -> int:
@@ -260,7 +289,7 @@ class FakeEngine:
         return list(self.tensors)[index]
 
     def get_tensor_mode(self, name: str) -> TensorIOMode:
-        first = (name == self.net.source.name) != self.world.swapped
+        first = (name in {one.name for one in self.net.sources}) != self.world.swapped
         return TensorIOMode.INPUT if first else TensorIOMode.OUTPUT
 
     def get_tensor_dtype(self, name: str) -> DataType:
@@ -275,12 +304,11 @@ class FakeEngine:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         spec = self.tensors[name]
         if self.net.static:
-            shape = self.net.profiles[0].shapes[0]
-            return output_shape(spec, shape)
+            return tensor_shape(spec, self.net.profiles[0].shapes[0])
         return tuple(axis if isinstance(axis, int) else -1 for axis in spec.shape)
 
     def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
-        return [tensor_shape(self.net.source, one) for one in self.net.profiles[index].shapes]
+        return [tensor_shape(self.tensors[name], one) for one in self.net.profiles[index].shapes]
 
     def create_runtime_config(self) -> Any:
         config = SimpleNamespace(dynamic_shapes_kernel_specialization_strategy=None, strategy=None)
@@ -311,12 +339,13 @@ class FakeContext:
         self.engine, self.world, self.logger = engine, engine.world, engine.logger
         self.memory = _Held(self.world.cuda, CONTEXT_BYTES)
         self.active_optimization_profile = 0
-        self.shape: tuple[int, ...] | None = None
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.work: tuple[int, int] | None = None
         self.recorded = False
-        if engine.net.static:
-            self.shape = engine.get_tensor_shape(engine.net.source.name)
+        for one in engine.net.sources:
+            if engine.net.static or all(isinstance(axis, int) for axis in one.shape):
+                self.shapes[one.name] = engine.get_tensor_shape(one.name)
         self.world.contexts += 1
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
@@ -325,45 +354,34 @@ class FakeContext:
             return self._refuse("planted refusal of set_optimization_profile_async")
         if not 0 <= index < self.engine.num_optimization_profiles:
             return self._refuse(f"profile index {index} is out of range")
-        self.active_optimization_profile, self.shape = index, None
+        self.active_optimization_profile, self.shapes = index, {}
         return self._queue(stream, [], [self.memory.span], lambda span: span.fill(index))
 
     def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
         self._change()
-        spec, profile = (
-            self.engine.net.source,
-            self.engine.net.profiles[self.active_optimization_profile],
-        )
+        index, dims = self.active_optimization_profile, tuple(shape)
         if self.world.refuse == "set_input_shape":
             return self._refuse("planted refusal of set_input_shape")
-        dims = tuple(shape)
-        if name != spec.name or len(dims) != len(spec.shape):
-            return self._refuse(f"no input {name} of {len(dims)} dimensions")
-        fixed = all(want in (got, want) for want, got in zip(spec.shape, dims, strict=True))
-        if not fixed or not profile.holds(image_shape(spec, dims)):
+        if name not in {one.name for one in self.engine.net.sources}:
+            return self._refuse(f"no input {name}")
+        if not self.engine.net.holds(index, name, dims):
+            profile = self.engine.net.profiles[index]
             return self._refuse(f"{dims} does not satisfy profile {profile}")
-        self.shape = dims
+        self.shapes[name] = dims
         return True
 
     def infer_shapes(self) -> list[str]:
-        return [] if self.shape else [self.engine.net.source.name]
+        return [one.name for one in self.engine.net.sources if one.name not in self.shapes]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        assert self.shape is not None
-        if name == self.engine.net.source.name:
-            return self.shape
-        return output_shape(self.engine.net.result, image_shape(self.engine.net.source, self.shape))
+        return tensor_shape(self.engine.tensors[name], self.engine.net.lengths(self.shapes))
 
     def update_device_memory_size_for_shapes(self) -> int:
         self._change()
         if self.world.refuse == "update_device_memory_size_for_shapes":
             self._refuse("planted refusal of update_device_memory_size_for_shapes")
             return 0
-        if self.shape is None:
-            return 0
-        shape = image_shape(self.engine.net.source, self.shape)
-        need = self.engine.net.work_per_pixel * shape.batch * shape.height * shape.width
-        return round_up(need, 256)
+        return self._need() if not self.infer_shapes() else 0
 
     def set_device_memory(self, address: int, size: int) -> None:
         self._change()
@@ -384,42 +402,46 @@ class FakeContext:
         net, cuda = self.engine.net, self.world.cuda
         if self.world.refuse == "execute_async_v3":
             return self._refuse("planted refusal of execute_async_v3")
-        if self.shape is None or set(self.addresses) != set(self.engine.tensors):
+        if self.infer_shapes() or set(self.addresses) != set(self.engine.tensors):
             return self._refuse("shapes or addresses are not set")
-        shape, out_shape = self.shape, self.get_tensor_shape(net.result.name)
         need = self._need()
         if need and (self.work is None or self.work[1] < need):
             raise Hazard(f"a context works in {self.work}, it needs {need} bytes")
-        reads = [
-            (self.addresses[net.source.name], _bytes(shape, net.source)),
-            self.engine.weights.span,
-            self.memory.span,
-        ]
-        writes = [(self.addresses[net.result.name], _bytes(out_shape, net.result))]
+        reads = [*map(self._span, net.sources), self.engine.weights.span, self.memory.span]
+        writes = [*map(self._span, net.results)]
         writes += [(self.work[0], need)] if need and self.work else []
         function, refitted = self.world.functions[net.function], self.engine.refitted
+        shapes = {name: self.get_tensor_shape(name) for name in self.engine.tensors}
 
-        def run(source: Array, _: Array, __: Array, result: Array, *work: Array) -> None:
-            for span in work:
+        def run(*spans: Array) -> None:
+            sources, rest = spans[: len(net.sources)], spans[len(net.sources) + 2 :]
+            for span in rest[len(net.results) :]:
                 span[:] = 0xA5
-            values = function(source.view(net.source.dtype).reshape(shape))
-            assert values.shape == out_shape
-            assert values.dtype == net.result.dtype
-            result.view(net.result.dtype)[:] = values.reshape(-1) if refitted else 0
+            given = [
+                span.view(one.dtype).reshape(shapes[one.name])
+                for span, one in zip(sources, net.sources, strict=True)
+            ]
+            values = function(*given)
+            made = values if isinstance(values, tuple) else (values,)
+            for span, one, value in zip(rest, net.results, made, strict=False):
+                assert value.shape == shapes[one.name]
+                assert value.dtype == one.dtype
+                span.view(one.dtype)[:] = value.reshape(-1) if refitted else 0
 
         capturing = cuda.streams[stream].capture is not None
         if not self._queue(stream, reads, writes, run):
             return False
         self.recorded = self.recorded or capturing
-        self.world.executed.append(shape)
+        self.world.executed.append(shapes[net.source.name])
         return True
 
+    def _span(self, spec: TensorSpec) -> tuple[int, int]:
+        size = prod(self.get_tensor_shape(spec.name)) * np.dtype(spec.dtype).itemsize
+        return self.addresses[spec.name], size
+
     def _need(self) -> int:
-        assert self.shape is not None
-        shape = image_shape(self.engine.net.source, self.shape)
-        return round_up(
-            self.engine.net.work_per_pixel * shape.batch * shape.height * shape.width, 256
-        )
+        counted = prod(length for _, length in self.engine.net.lengths(self.shapes).axes)
+        return round_up(self.engine.net.work_per_pixel * counted, 256)
 
     def _queue(
         self,
@@ -442,10 +464,6 @@ class FakeContext:
     def _refuse(self, words: str) -> bool:
         self.logger.log(0, f"IExecutionContext: Error Code 3: API Usage Error ({words})")
         return False
-
-
-def _bytes(dims: Sequence[int], spec: TensorSpec) -> int:
-    return prod(dims) * np.dtype(spec.dtype).itemsize
 
 
 def digest(data: bytes) -> str:

@@ -119,6 +119,20 @@ def session_of(
     return DeviceSession(cuda, engine_of(made, net), graphs=graphs), made
 
 
+def machine_of(world: FakeTensorRT, here: Target = TARGET) -> Machine:
+    """A machine with the GPU and the TensorRT of ``world``."""
+
+    def target(flavour: Flavour, version: str) -> Target:
+        return replace(here, flavour=flavour, version=version)
+
+    return Machine(
+        installed=lambda flavour: flavour == here.flavour,
+        load=lambda flavour: world.trt,
+        cuda=lambda: world.cuda,
+        target=target,
+    )
+
+
 @dataclass
 class Desk:
     """A machine with a fake GPU, and plans of a bundle in it."""
@@ -133,15 +147,7 @@ class Desk:
 
     @property
     def machine(self) -> Machine:
-        def target(flavour: Flavour, version: str) -> Target:
-            return replace(self.here, flavour=flavour, version=version)
-
-        return Machine(
-            installed=lambda flavour: flavour == self.here.flavour,
-            load=lambda flavour: self.world.trt,
-            cuda=lambda: self.cuda,
-            target=target,
-        )
+        return machine_of(self.world, self.here)
 
     def backend(self, plan: StoredPlan | None = None, **more: Any) -> TensorRTBackend:
         return TensorRTBackend(self.here.flavour, plan=plan, machine=self.machine, **more)

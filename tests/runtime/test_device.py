@@ -215,9 +215,9 @@ def test_the_profile_whose_optimum_is_closest_is_used() -> None:
     net = image_net("blurred", "8x8,8x8,64x64", "16x16,32x32,64x64")
     session, world = session_of(cuda, net)
     used: list[int] = []
-    engine = session._engine
-    context = engine.context  # type: ignore[attr-defined]
-    engine.context = lambda index, stream: used.append(index) or context(index, stream)  # type: ignore[attr-defined]
+    engine = session._engine.loaded  # type: ignore[attr-defined]
+    context = engine.context
+    engine.context = lambda index, stream: used.append(index) or context(index, stream)
     with session:
         for side, index in ((8, 0), (12, 0), (32, 1), (60, 1)):
             used.clear()

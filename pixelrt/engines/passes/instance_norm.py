@@ -9,6 +9,8 @@ sums go by rows, then both at once by columns.
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 import onnx_ir as ir
 
@@ -23,9 +25,10 @@ def write_out_instance_norms(model: ir.Model, shapes: Shapes) -> ir.Model:
     """A copy of ``model`` without InstanceNormalization; equal to rounding in float32.
 
     ``shapes``: of every value, in the run for which the engine is made. Inputs are
-    (N, C, H, W). Small pictures: the variance is the mean of squared deviations. Large ones:
-    the mean of squares less the square of the mean, of values less the first pixel of their
-    channel, so that a large common offset costs no digits.
+    (N, C, H, W), or (N, C, L) where a group norm was made of one. Small pictures and lines: the
+    variance is the mean of squared deviations. Large pictures: the mean of squares less the
+    square of the mean, of values less the first pixel of their channel, so that a large
+    common offset costs no digits.
     """
     model = model.clone()
     for node in list(model.graph):
@@ -38,9 +41,9 @@ def write_out_instance_norms(model: ir.Model, shapes: Shapes) -> ir.Model:
 def _write_out(graph: ir.Graph, node: ir.Node, shapes: Shapes) -> None:
     source = node.inputs[0]
     assert source is not None
-    height, width = shapes[str(source.name)][2:]
-    writer = _Writer(graph, node)
-    large = height * width >= LARGE
+    sides = shapes[str(source.name)][2:]
+    writer = _Writer(graph, node, len(sides))
+    large = len(sides) == 2 and prod(sides) >= LARGE
     deviation, variance = writer.by_rows(source) if large else writer.at_once(source)
     epsilon = writer.constant("epsilon", _epsilon(node))
     root = writer.add("Sqrt", "root", writer.add("Add", "safe", variance, epsilon))
@@ -60,8 +63,9 @@ def _epsilon(node: ir.Node) -> float:
 class _Writer:
     """Nodes and constants that take the place of one norm, named after it."""
 
-    def __init__(self, graph: ir.Graph, norm: ir.Node) -> None:
+    def __init__(self, graph: ir.Graph, norm: ir.Node, sides: int) -> None:
         self.graph = graph
+        self.sides = [*range(2, 2 + sides)]
         self.name = norm.name
         self.nodes: list[ir.Node] = []
 
@@ -86,9 +90,9 @@ class _Writer:
 
     def at_once(self, source: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Deviations from the mean, and their mean square."""
-        deviation = self.add("Sub", "deviation", source, self.mean("mean", source, [2, 3]))
+        deviation = self.add("Sub", "deviation", source, self.mean("mean", source, self.sides))
         square = self.add("Mul", "square", deviation, deviation)
-        return deviation, self.mean("variance", square, [2, 3])
+        return deviation, self.mean("variance", square, self.sides)
 
     def by_rows(self, source: ir.Value) -> tuple[ir.Value, ir.Value]:
         """The same from both sums by rows, laid side by side, then by columns."""
@@ -114,7 +118,7 @@ class _Writer:
         for op, part, given, neutral in (("Mul", "scale", scale, 1), ("Add", "bias", bias, 0)):
             if given is None or _is_all(given, neutral):
                 continue
-            shape = self.constant(f"{part}_shape", [1, -1, 1, 1])
+            shape = self.constant(f"{part}_shape", [1, -1, *(1 for _ in self.sides)])
             value = self.add(op, part, value, self.add("Reshape", f"{part}_chw", given, shape))
         return value
 

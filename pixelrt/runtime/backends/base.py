@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelrt.bundle import Bundle, BundledNetwork
-from pixelrt.errors import BackendError
+from pixelrt.bundle import BundledNetwork
 from pixelrt.manifest import GraphRole
 from pixelrt.plans.profiles import Profile, Shape
 from pixelrt.spec import ImageSpec, TensorSpec
@@ -68,6 +67,19 @@ class Sample:
         return int(self.pixels.shape[2])
 
 
+@dataclass(frozen=True)
+class TensorSample:
+    """Inputs of a pipeline's network by name, with fp32 outputs by name."""
+
+    name: str
+    feeds: Mapping[str, Array]
+    expected: Mapping[str, Array]
+
+    @property
+    def size(self) -> int:
+        return sum(value.size for value in self.feeds.values())
+
+
 class Session(Protocol):
     """One graph, loaded and ready to run; a context manager.
 
@@ -102,6 +114,21 @@ class Session(Protocol):
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+
+@runtime_checkable
+class PlannedSession(Session, Protocol):
+    """A session of a pipeline's network that does not take every shape of the graph.
+
+    ``tensor_samples``: what it brings along to be held against, beside the bundle's samples.
+    """
+
+    @property
+    def tensor_samples(self) -> tuple[TensorSample, ...]: ...
+
+    def takes(self, feeds: Mapping[str, Array]) -> bool:
+        """Whether ``infer`` takes inputs of these dimensions."""
+        ...
 
 
 @runtime_checkable
@@ -192,14 +219,3 @@ class Backend(Protocol):
         where there is no way.
         """
         ...
-
-
-def image_bundle(backend: str, network: BundledNetwork) -> Bundle:
-    """``network`` as an image bundle. Raises ``BackendError`` where it is part of a pipeline."""
-    if isinstance(network, Bundle):
-        return network
-    raise BackendError(
-        f"{backend} does not run the networks of pipelines",
-        found=network.name,
-        expected="a bundle of one image-to-image network",
-    )

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -24,8 +24,9 @@ from pixelrt.bundle import Bundle, BundledNetwork
 from pixelrt.errors import BackendError
 from pixelrt.geometry import Size, on_grid
 from pixelrt.manifest import Graph, GraphRole
+from pixelrt.pipeline_bundle import PipelineNetwork
 from pixelrt.plans.profiles import Profile, Shape, tensor_shape
-from pixelrt.runtime.backends.base import BackendInfo, Offer, Session, image_bundle
+from pixelrt.runtime.backends.base import BackendInfo, Offer, Session
 from pixelrt.runtime.backends.onnxruntime import tile_options
 from pixelrt.runtime.backends.ort_assignment import (
     NO_FALLBACK,
@@ -36,9 +37,13 @@ from pixelrt.runtime.backends.ort_assignment import (
     require_version,
 )
 from pixelrt.runtime.backends.ort_engine import OrtEngine
+from pixelrt.runtime.backends.ort_network import OrtNetwork
 from pixelrt.runtime.device.cuda import Cuda, RealCuda
 from pixelrt.runtime.device.resources import DeviceBuffer, Stream, settled
 from pixelrt.runtime.device.session import DeviceSession
+from pixelrt.runtime.verify_tensors import tensor_samples
+
+Made = TypeVar("Made", OrtEngine, OrtNetwork)
 
 PROBE = 32
 """Sides of the picture that shows what runs where: far more pixels than ``ort_assignment.TINY``."""
@@ -65,11 +70,11 @@ HERE = OrtMachine()
 
 @dataclass(frozen=True)
 class Setting:
-    """What a provider is to be opened with."""
+    """What a provider is to be opened with. ``profiles``: empty for every shape."""
 
     cuda: Cuda
     stream: Stream
-    bundle: Bundle
+    bundle: BundledNetwork
     graph: Graph
     profiles: tuple[Profile, ...]
 
@@ -127,7 +132,6 @@ class OrtDeviceBackend:
 
     def offers(self, network: BundledNetwork, role: GraphRole) -> tuple[Offer, ...]:
         """The float32 graph. Raises ``BackendError`` where the GPU or the provider is not there."""
-        bundle = image_bundle(self.name, network)
         ort = load_onnxruntime(self._machine)
         cuda = self._machine.cuda()
         self._provider.prepare(self._machine, ort, cuda)
@@ -137,13 +141,16 @@ class OrtDeviceBackend:
             cuda.device_name(),
             self._provider.precision(),
         )
-        graph = bundle.component.graph(role, self.name)
-        return (Offer(info, lambda: self._open(ort, cuda, bundle, graph, info)),)
+        graph = network.component.graph(role, self.name)
+        return (Offer(info, lambda: self._open(ort, cuda, network, graph, info)),)
 
     def _open(
-        self, ort: Any, cuda: Cuda, bundle: Bundle, graph: Graph, info: BackendInfo
+        self, ort: Any, cuda: Cuda, network: BundledNetwork, graph: Graph, info: BackendInfo
     ) -> Session:
-        return DeviceSession(cuda, open_engine(ort, cuda, self._provider, bundle, graph, info))
+        if isinstance(network, PipelineNetwork):
+            return open_network(ort, cuda, self._provider, network, graph, info)
+        assert isinstance(network, Bundle)
+        return DeviceSession(cuda, open_engine(ort, cuda, self._provider, network, graph, info))
 
 
 def load_onnxruntime(machine: OrtMachine) -> Any:
@@ -162,32 +169,59 @@ def open_engine(
     """A session whose whole network is on the GPU. Raises ``BackendError`` naming what is not."""
     profiles = provider.profiles(bundle)
     specs = tuple(graph.inputs), tuple(graph.outputs)
+    stream = Stream(cuda)
+    engine = OrtEngine(ort, cuda, stream, info, specs, profiles, provider.graph_option)
+    setting = Setting(cuda, stream, bundle, graph, profiles)
+    return _opened(engine, ort, provider, setting, lambda made: run_once(made, probe_shape(bundle)))
+
+
+def open_network(
+    ort: Any,
+    cuda: Cuda,
+    provider: Provider,
+    network: PipelineNetwork,
+    graph: Graph,
+    info: BackendInfo,
+) -> OrtNetwork:
+    """The same for a network of a pipeline, which takes every shape."""
+    stream = Stream(cuda)
+    sample = next(tensor_samples(network))
+    return _opened(
+        OrtNetwork(graph, stream, info),
+        ort,
+        provider,
+        Setting(cuda, stream, network, graph, ()),
+        lambda made: made.infer(sample.feeds),
+    )
+
+
+def _opened(
+    made: Made, ort: Any, provider: Provider, setting: Setting, probe: Callable[[Made], object]
+) -> Made:
+    """``made`` with its session. ``probe``: one run, which shows what runs where."""
     folder = Path(tempfile.mkdtemp(prefix="pixelrt-profile-"))
     with ExitStack() as always, ExitStack() as failed:
         always.callback(shutil.rmtree, folder, ignore_errors=True)
-        stream = Stream(cuda)
-        engine = OrtEngine(ort, cuda, stream, info, specs, profiles, provider.graph_option)
-        failed.callback(engine.close)
+        failed.callback(made.close)
         try:
-            setting = Setting(cuda, stream, bundle, graph, profiles)
-            engine.session = _session(ort, provider, setting, folder)
-            check_engine(engine, provider, bundle)
+            made.session = _session(ort, provider, setting, folder)
+            _check(made, provider, probe)
         except BackendError as exc:
             # The frames and causes of the failure hold the session, which goes before its stream.
             exc.__cause__ = exc.__context__ = None
             raise exc.with_traceback(None) from None
         failed.pop_all()
-    return engine
+    return made
 
 
-def check_engine(engine: OrtEngine, provider: Provider, bundle: Bundle) -> None:
+def _check(made: Made, provider: Provider, probe: Callable[[Made], object]) -> None:
     """Raise ``BackendError`` where not all of the network is on the GPU."""
-    host = require_provider(engine.session, provider.provider)
+    host = require_provider(made.session, provider.provider)
     if not provider.shapes_on_host:
         return
     if host:
-        run_once(engine, probe_shape(bundle))
-    events = read_profile(engine.session)
+        probe(made)
+    events = read_profile(made.session)
     if host:
         require_tiny(events, provider.provider)
 

@@ -78,18 +78,25 @@ class RtxProvider:
         return None
 
     def options(self, ort: Any, setting: Setting) -> dict[str, str]:
-        spec = setting.graph.inputs[0]
-        shapes = setting.profiles[0].shapes
-        texts = [f"{spec.name}:{'x'.join(map(str, tensor_shape(spec, shape)))}" for shape in shapes]
         return {
             "has_user_compute_stream": "1",
             "user_compute_stream": str(setting.stream.handle),
-            "nv_profile_min_shapes": texts[0],
-            "nv_profile_opt_shapes": texts[1],
-            "nv_profile_max_shapes": texts[2],
+            **_profile(setting),
             "nv_runtime_cache_path": str(runtime_cache(ort, setting)),
             "enable_cuda_graph": "1" if self.graph_option else "0",
         }
+
+
+def _profile(setting: Setting) -> dict[str, str]:
+    """For images; without one, for networks of pipelines, the provider makes its own."""
+    if not setting.profiles:
+        return {}
+    spec = setting.graph.inputs[0]
+    names = ("nv_profile_min_shapes", "nv_profile_opt_shapes", "nv_profile_max_shapes")
+    return {
+        name: f"{spec.name}:{'x'.join(map(str, tensor_shape(spec, shape)))}"
+        for name, shape in zip(names, setting.profiles[0].shapes, strict=True)
+    }
 
 
 def runtime_cache(ort: Any, setting: Setting) -> Path:
@@ -98,10 +105,10 @@ def runtime_cache(ort: Any, setting: Setting) -> Path:
     Raises ``BackendError`` where it cannot be made, or where others may write to it: what
     lies there is run.
     """
-    graph = [setting.bundle.sha256, setting.graph.role]
+    graph = [setting.bundle.sha256, setting.graph.role, setting.bundle.component.name]
     gpu = [setting.cuda.device_name(), setting.cuda.compute_capability()]
     what = [*graph, *gpu, ort.__version__, _version()]
-    key = hashlib.sha256(json.dumps([*what, str(setting.profiles[0])]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([*what, *map(str, setting.profiles)]).encode()).hexdigest()
     folder = cache_folder() / "tensorrt-rtx" / key
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from pixelrt.bundle import Bundle, BundledNetwork
+from pixelrt.bundle import BundledNetwork
 from pixelrt.errors import BackendError, PixelrtError
 from pixelrt.manifest import GraphRole
 from pixelrt.plans.store import Search, StoredPlan, find_plans, graph_mismatch
 from pixelrt.plans.target import Flavour, Target, detect_target, mismatch
 from pixelrt.plans.tensorrt import HINTS, MODULES, TensorRT, load_tensorrt
-from pixelrt.runtime.backends.base import BackendInfo, Offer, Session, image_bundle
-from pixelrt.runtime.backends.trt_loading import load_plan
+from pixelrt.runtime.backends.base import BackendInfo, Offer, Session
+from pixelrt.runtime.backends.trt_loading import load_network, load_plan
 from pixelrt.runtime.device.cuda import Cuda, RealCuda
 from pixelrt.runtime.device.session import DeviceSession
 
@@ -73,10 +73,9 @@ class TensorRTBackend:
 
     def offers(self, network: BundledNetwork, role: GraphRole) -> tuple[Offer, ...]:
         """One for each plan that fits this machine; those that do not come first, refused."""
-        bundle = image_bundle(self.name, network)
         trt = self._machine.load(self._flavour)
         here = self._machine.target(self._flavour, trt.version)
-        search = self._search(bundle, role)
+        search = self._search(network, role)
         fitting: list[Offer] = []
         refused = [self._refuse("unknown", "", trt, here, words) for words in search.problems]
         for plan in search.plans:
@@ -92,12 +91,12 @@ class TensorRTBackend:
             raise BackendError(
                 f"{self.name} has no plan of this bundle",
                 found=f"{trt} on {here.gpu}, but no plan of the {role} graph of "
-                f"{bundle.manifest.name}; {self._how(bundle, role)}",
+                f"{network.name}; {self._how(network, role)}",
             )
         fitting.sort(key=lambda offer: RANK.index(offer.info.precision))
         return (*refused, *fitting)
 
-    def _search(self, bundle: Bundle, role: GraphRole) -> Search:
+    def _search(self, bundle: BundledNetwork, role: GraphRole) -> Search:
         graph = bundle.component.graph(role)
         if self._plan is None:
             found = find_plans(bundle, graph)
@@ -110,6 +109,8 @@ class TensorRTBackend:
 
     def _open(self, trt: TensorRT, plan: StoredPlan, info: BackendInfo) -> Session:
         cuda = self._machine.cuda()
+        if plan.facts.graph.network:
+            return load_network(trt, cuda, plan, info, graphs=self._graphs)
         return DeviceSession(cuda, load_plan(trt, cuda, plan, info), graphs=self._graphs)
 
     def _info(self, precision: str, sha256: str, trt: TensorRT, here: Target) -> BackendInfo:
@@ -127,8 +128,9 @@ class TensorRTBackend:
 
         return Offer(self._info(precision, sha256, trt, here), refuse, refused=True)
 
-    def _how(self, bundle: Bundle, role: GraphRole) -> str:
-        return f"pixelrt build {bundle.root} --backend {self.name} --graph {role}"
+    def _how(self, bundle: BundledNetwork, role: GraphRole) -> str:
+        which = f"--network {bundle.component.name}" if role == "network" else f"--graph {role}"
+        return f"pixelrt build {bundle.root} --backend {self.name} {which}"
 
 
 def _one_line(error: PixelrtError) -> str:

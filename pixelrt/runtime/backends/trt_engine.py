@@ -7,20 +7,21 @@ TensorRT asks of one that is recorded into a CUDA graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from traceback import clear_frames
 from typing import Any
 
 from pixelrt.errors import BackendError, OutOfMemoryError
 from pixelrt.plans.facts import PlanFacts
-from pixelrt.plans.profiles import Shape, choose_profile, tensor_shape
+from pixelrt.plans.profiles import NamedLengths, Shape, choose_profile, tensor_shape
 from pixelrt.plans.tensorrt import TensorRT, Told, listening
 from pixelrt.runtime.backends.base import BackendInfo, Sample
 from pixelrt.runtime.closing import release_quietly
 from pixelrt.runtime.device.cuda import Cuda
 from pixelrt.runtime.device.engine import output_shape
 from pixelrt.runtime.device.resources import DeviceBuffer, Stream
+from pixelrt.spec import TensorSpec
 
 ALIGNMENT = 256
 """Of the memory that a context works in (``IExecutionContext.set_device_memory``)."""
@@ -48,61 +49,16 @@ def letting_go() -> Iterator[None]:
         raise
 
 
-class TensorRTEngine:
-    """``engine``: an ``ICudaEngine`` that was compared with ``facts``; see ``Engine``.
+class Loaded:
+    """An ``ICudaEngine`` and its runtime, of which execution contexts are made.
 
-    ``keep``: what has to live as long as it (the ``IRuntime``). Closing releases both.
+    ``keep``: what has to live as long as the engine (the ``IRuntime``).
     """
 
-    max_lanes = 0
-
-    def __init__(
-        self,
-        trt: TensorRT,
-        cuda: Cuda,
-        engine: Any,
-        facts: PlanFacts,
-        info: BackendInfo,
-        samples: tuple[Sample, ...],
-        keep: Any = None,
-    ) -> None:
-        self.info = info
-        self.inputs = tuple(facts.graph.inputs)
-        self.outputs = tuple(facts.graph.outputs)
-        self.profiles = facts.shapes()
-        self.samples = samples
-        self.recordable = facts.options.get("dla_core") is None
+    def __init__(self, trt: TensorRT, engine: Any, keep: Any = None) -> None:
         self.trt = trt
         self._engine: Any = engine
         self._keep: Any = keep
-        self._probes: dict[int, Any] = {}
-        self._sizes: dict[Shape, int] = {}
-        self._setup = Stream(cuda)
-        """Where contexts that only answer questions switch their profile."""
-
-    def work_bytes(self, shape: Shape) -> int:
-        if shape not in self._sizes:
-            if len(self._sizes) >= REMEMBERED:
-                self._sizes.clear()
-            profile = choose_profile(self.profiles, shape)
-            with letting_go():
-                if profile not in self._probes:
-                    self._probes[profile] = self.context(profile, self._setup)
-                self._sizes[shape] = self.set_shape(self._probes[profile], shape)
-        return self._sizes[shape]
-
-    def result_shape(self, shape: Shape) -> tuple[int, ...]:
-        return output_shape(self.outputs[0], shape)
-
-    def lane(self, stream: Stream) -> TensorRTLane:
-        return TensorRTLane(self, stream)
-
-    def close(self) -> None:
-        with ExitStack() as stack:
-            stack.enter_context(self._setup)
-            stack.callback(self._let_go)
-            if self._probes:
-                stack.callback(self._setup.synchronize)
 
     def context(self, profile: int, stream: Stream) -> Any:
         """A new execution context for a profile; switching it may queue work on ``stream``."""
@@ -131,31 +87,108 @@ class TensorRTEngine:
         config.dynamic_shapes_kernel_specialization_strategy = eager
         return config
 
-    def set_shape(self, context: Any, shape: Shape) -> int:
-        """Tell a context its shape; gives the bytes of memory that it then works in."""
-        spec = self.inputs[0]
-        dims = tensor_shape(spec, shape)
+    def set_lengths(
+        self,
+        context: Any,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        lengths: NamedLengths,
+    ) -> int:
+        """Tell a context its shapes; gives the bytes of memory that it then works in."""
         with listening(self.trt.module) as told:
-            if not context.set_input_shape(spec.name, dims) or context.infer_shapes():
-                raise failure(f"{self.trt} did not take {spec.name} of shape {dims}", told)
-            expected = self.result_shape(shape)
-            found = tuple(context.get_tensor_shape(self.outputs[0].name))
-            if found != expected:
-                raise BackendError(
-                    f"the plan gives another size than its graph for {dims}",
-                    found=str(found),
-                    expected=str(expected),
-                )
+            for spec in inputs:
+                dims = tensor_shape(spec, lengths)
+                if not context.set_input_shape(spec.name, dims):
+                    raise failure(f"{self.trt} did not take {spec.name} of shape {dims}", told)
+            if missing := context.infer_shapes():
+                raise failure(f"{self.trt} did not take {', '.join(missing)}, {lengths}", told)
+            for spec in outputs:
+                expected = tensor_shape(spec, lengths)
+                found = tuple(context.get_tensor_shape(spec.name))
+                if found != expected:
+                    raise BackendError(
+                        f"the plan gives another size than its graph for {lengths}",
+                        found=f"{spec.name} {found}",
+                        expected=str(expected),
+                    )
             size = int(context.update_device_memory_size_for_shapes())
             if told.errors:
-                raise failure(f"{self.trt} could not tell its memory for {dims}", told)
+                raise failure(f"{self.trt} could not tell its memory for {lengths}", told)
         return size
 
-    def _let_go(self) -> None:
-        # contexts first, then the engine, then the runtime
-        self._probes.clear()
+    def bind(
+        self, context: Any, memory: DeviceBuffer | None, tensors: Iterable[tuple[str, DeviceBuffer]]
+    ) -> None:
+        """Give a context memory to work in, and every tensor its address."""
+        if memory is not None:
+            context.set_device_memory(memory.address, memory.size)
+        with listening(self.trt.module) as told:
+            for name, buffer in tensors:
+                if not context.set_tensor_address(name, buffer.address):
+                    raise failure(f"{self.trt} did not take the address of {name}", told)
+
+    def close(self) -> None:
+        """Let go of the engine, then of the runtime; after all contexts."""
         self._engine = None
         self._keep = None
+
+
+class TensorRTEngine:
+    """``loaded``: an engine that was compared with ``facts``; see ``Engine``. It is closed too."""
+
+    max_lanes = 0
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        cuda: Cuda,
+        facts: PlanFacts,
+        info: BackendInfo,
+        samples: tuple[Sample, ...],
+    ) -> None:
+        self.info = info
+        self.inputs = tuple(facts.graph.inputs)
+        self.outputs = tuple(facts.graph.outputs)
+        self.profiles = facts.shapes()
+        self.samples = samples
+        self.recordable = facts.options.get("dla_core") is None
+        self.loaded = loaded
+        self._probes: dict[int, Any] = {}
+        self._sizes: dict[Shape, int] = {}
+        self._setup = Stream(cuda)
+        """Where contexts that only answer questions switch their profile."""
+
+    def work_bytes(self, shape: Shape) -> int:
+        if shape not in self._sizes:
+            if len(self._sizes) >= REMEMBERED:
+                self._sizes.clear()
+            profile = choose_profile(self.profiles, shape)
+            with letting_go():
+                if profile not in self._probes:
+                    self._probes[profile] = self.loaded.context(profile, self._setup)
+                self._sizes[shape] = self.set_shape(self._probes[profile], shape)
+        return self._sizes[shape]
+
+    def result_shape(self, shape: Shape) -> tuple[int, ...]:
+        return output_shape(self.outputs[0], shape)
+
+    def lane(self, stream: Stream) -> TensorRTLane:
+        return TensorRTLane(self, stream)
+
+    def close(self) -> None:
+        with ExitStack() as stack:
+            stack.enter_context(self._setup)
+            stack.callback(self._let_go)
+            if self._probes:
+                stack.callback(self._setup.synchronize)
+
+    def set_shape(self, context: Any, shape: Shape) -> int:
+        """Tell a context its shape; gives the bytes of memory that it then works in."""
+        return self.loaded.set_lengths(context, self.inputs, self.outputs, shape)
+
+    def _let_go(self) -> None:
+        self._probes.clear()
+        self.loaded.close()
 
 
 class TensorRTLane:
@@ -180,18 +213,15 @@ class TensorRTLane:
         self, shape: Shape, source: DeviceBuffer, result: DeviceBuffer, work: DeviceBuffer | None
     ) -> BoundContext:
         engine = self._engine
-        context = engine.context(choose_profile(engine.profiles, shape), self._stream)
+        context = engine.loaded.context(choose_profile(engine.profiles, shape), self._stream)
         size = engine.set_shape(context, shape)
         if size:
             assert work is not None, "the plan needs memory to work in"
             assert work.size >= size, "the memory to work in is too small"
             assert work.address % ALIGNMENT == 0, "the memory to work in is not aligned"
-            context.set_device_memory(work.address, work.size)
-        with listening(engine.trt.module) as told:
-            for spec, buffer in ((engine.inputs[0], source), (engine.outputs[0], result)):
-                if not context.set_tensor_address(spec.name, buffer.address):
-                    raise failure(f"{engine.trt} did not take the address of {spec.name}", told)
-        return BoundContext(engine.trt, context, self._stream)
+        tensors = ((engine.inputs[0].name, source), (engine.outputs[0].name, result))
+        engine.loaded.bind(context, work if size else None, tensors)
+        return BoundContext(engine.loaded.trt, context, self._stream)
 
     def close(self) -> None:
         """Nothing is held: contexts are closed by those who bound them."""

@@ -5,19 +5,22 @@ from __future__ import annotations
 import io
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pixelrt.errors import BackendError, InputError
+from pixelrt.errors import BackendError, InputError, UsageError
+from pixelrt.pipeline_bundle import INPUT, OUTPUT
+from pixelrt.plans.axis_profiles import AxisProfile, lengths_of
 from pixelrt.plans.facts import PlanFacts, PlanSample
 from pixelrt.plans.profiles import Profile, tensor_shape
 from pixelrt.plans.store import StoredPlan
 from pixelrt.plans.tensorrt import TensorRT, Told, listening, logger_of
-from pixelrt.runtime.backends.base import BackendInfo, Sample
-from pixelrt.runtime.backends.trt_engine import TensorRTEngine, failure, letting_go
+from pixelrt.runtime.backends.base import Array, BackendInfo, Sample, TensorSample
+from pixelrt.runtime.backends.trt_engine import Loaded, TensorRTEngine, failure, letting_go
+from pixelrt.runtime.backends.trt_network import TensorRTNetwork
 from pixelrt.runtime.device.cuda import Cuda
 from pixelrt.spec import TensorSpec
 
@@ -37,18 +40,30 @@ Files = Mapping[str, memoryview]
 
 
 def load_plan(trt: TensorRT, cuda: Cuda, plan: StoredPlan, info: BackendInfo) -> TensorRTEngine:
-    """Read a plan, prove it to be the one that was written, and load it.
+    """Read a plan for images, prove it to be the one that was written, and load it.
 
     Raises ``InputError`` for a plan that is damaged or is not what its facts say;
     ``BackendError`` (``OutOfMemoryError``) with TensorRT's words where it does not load.
     """
     with letting_go():
-        return _load(trt, cuda, plan, info)
+        facts, files = plan.facts, plan.read()
+        samples = tuple(_sample(one, files, plan) for one in facts.samples)
+        return TensorRTEngine(_load(trt, cuda, plan, files), cuda, facts, info, samples)
 
 
-def _load(trt: TensorRT, cuda: Cuda, plan: StoredPlan, info: BackendInfo) -> TensorRTEngine:
-    facts, files = plan.facts, plan.read()
-    samples = tuple(_sample(one, files, plan) for one in facts.samples)
+def load_network(
+    trt: TensorRT, cuda: Cuda, plan: StoredPlan, info: BackendInfo, *, graphs: bool = True
+) -> TensorRTNetwork:
+    """The same for a network of a pipeline."""
+    with letting_go():
+        facts, files = plan.facts, plan.read()
+        samples = tuple(_tensors(one, files, plan) for one in facts.samples)
+        loaded = _load(trt, cuda, plan, files)
+        return TensorRTNetwork(loaded, cuda, facts, info, samples, graphs=graphs)
+
+
+def _load(trt: TensorRT, cuda: Cuda, plan: StoredPlan, files: Files) -> Loaded:
+    facts = plan.facts
     cuda.activate()
     with listening(trt.module) as told:
         runtime = _runtime(trt, facts, told)
@@ -62,7 +77,7 @@ def _load(trt: TensorRT, cuda: Cuda, plan: StoredPlan, info: BackendInfo) -> Ten
         raise InputError(
             f"the plan in {plan.place} is not what its facts say", found=problem, hint=AGAIN
         )
-    return TensorRTEngine(trt, cuda, engine, facts, info, samples, keep=runtime)
+    return Loaded(trt, engine, keep=runtime)
 
 
 def _runtime(trt: TensorRT, facts: PlanFacts, told: Told) -> Any:
@@ -106,16 +121,50 @@ def _refit(
             )
 
 
-def _sample(sample: PlanSample, files: Files, plan: StoredPlan) -> Sample:
+def _arrays(sample: PlanSample, files: Files, plan: StoredPlan) -> dict[str, Array]:
     try:
         with np.load(io.BytesIO(files[sample.file]), allow_pickle=False) as arrays:
-            pixels, expected = arrays["input"], arrays["output"]
+            return {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as exc:
         raise InputError(
             f"{sample.file} of the plan in {plan.place} is no sample", found=str(exc), hint=AGAIN
         ) from exc
+
+
+def _tensors(sample: PlanSample, files: Files, plan: StoredPlan) -> TensorSample:
+    graph, arrays = plan.facts.graph, _arrays(sample, files, plan)
+    tensors = [(INPUT, one) for one in graph.inputs] + [(OUTPUT, one) for one in graph.outputs]
+    kinds = {prefix + one.name: one.dtype for prefix, one in tensors}
+    found = {name: str(array.dtype) for name, array in arrays.items()}
+    problem = "" if found == kinds else f"{found}, not {kinds}"
+    if not problem:
+        shapes = {one.name: arrays[prefix + one.name].shape for prefix, one in tensors}
+        try:
+            lengths_of([one for _, one in tensors], shapes)
+        except UsageError as exc:
+            problem = str(exc)
+    if problem:
+        where = f"{sample.file} of the plan in {plan.place}"
+        raise InputError(f"{where} is no sample", found=problem, hint=AGAIN)
+    return TensorSample(
+        sample.name,
+        {one.name: arrays[INPUT + one.name] for one in graph.inputs},
+        {one.name: arrays[OUTPUT + one.name] for one in graph.outputs},
+    )
+
+
+def _sample(sample: PlanSample, files: Files, plan: StoredPlan) -> Sample:
+    arrays = _arrays(sample, files, plan)
+    if not {"input", "output"} <= arrays.keys():
+        raise InputError(
+            f"{sample.file} of the plan in {plan.place} is no sample",
+            found=", ".join(arrays),
+            expected="input and output",
+            hint=AGAIN,
+        )
+    pixels, expected = arrays["input"], arrays["output"]
     right = pixels.ndim == expected.ndim == 4
-    right = right and (pixels.dtype, expected.dtype) == (np.uint8, np.float32)
+    right = right and (str(pixels.dtype), str(expected.dtype)) == ("uint8", "float32")
     if not right or pixels.shape[1:3] != (sample.height, sample.width):
         raise InputError(
             f"{sample.file} of the plan in {plan.place} is no sample",
@@ -128,7 +177,8 @@ def _sample(sample: PlanSample, files: Files, plan: StoredPlan) -> Sample:
 
 def _difference(module: Any, engine: Any, facts: PlanFacts) -> str:
     """In what an engine differs from its facts, or an empty string."""
-    if len(facts.graph.inputs) != 1 or len(facts.graph.outputs) != 1:
+    single = len(facts.graph.inputs) == len(facts.graph.outputs) == 1
+    if not single and not facts.graph.network:
         return "more than one input or output"
     modes = module.TensorIOMode
     expected = {one.name: (one, modes.INPUT) for one in facts.graph.inputs}
@@ -141,7 +191,10 @@ def _difference(module: Any, engine: Any, facts: PlanFacts) -> str:
             return f"{name} is no {mode.name.lower()}"
         if problem := _tensor_difference(module, engine, spec):
             return problem
-    return _profile_difference(engine, facts.graph.inputs[0], facts.shapes())
+    profiles: Sequence[Profile | AxisProfile]
+    profiles = facts.axis_profiles() if facts.graph.network else facts.shapes()
+    differences = (_profile_difference(engine, one, profiles) for one in facts.graph.inputs)
+    return next(filter(None, differences), "")
 
 
 def _tensor_difference(module: Any, engine: Any, spec: TensorSpec) -> str:
@@ -161,11 +214,15 @@ def _tensor_difference(module: Any, engine: Any, spec: TensorSpec) -> str:
     return ""
 
 
-def _profile_difference(engine: Any, spec: TensorSpec, profiles: tuple[Profile, ...]) -> str:
+def _profile_difference(
+    engine: Any, spec: TensorSpec, profiles: Sequence[Profile | AxisProfile]
+) -> str:
     dims = tuple(engine.get_tensor_shape(spec.name))
+    if all(isinstance(axis, int) for axis in spec.shape):
+        return ""
     if -1 not in dims:
-        wanted = [tensor_shape(spec, profile.shapes[0]) for profile in profiles]
-        if len(profiles) != 1 or not profiles[0].static or wanted[0] != dims:
+        only = {tensor_shape(spec, shape) for profile in profiles for shape in profile.shapes}
+        if only != {dims}:
             return f"it takes {dims} only, not {'; '.join(map(str, profiles))}"
         return ""
     if engine.num_optimization_profiles != len(profiles):

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from pixelrt.errors import BackendError
-from pixelrt.plans.profiles import Profile, Shape
+from pixelrt.errors import BackendError, UsageError
+from pixelrt.plans.profiles import Profile, Shape, tensor_shape
 from pixelrt.runtime.backends.base import BackendInfo, Sample
 from pixelrt.runtime.device.resources import DeviceBuffer, Stream
 from pixelrt.spec import TensorSpec
@@ -115,18 +115,11 @@ def output_shape(output: TensorSpec, shape: Shape) -> tuple[int, ...]:
 
     Raises ``BackendError`` for an axis of another form.
     """
-    values = {"N": shape.batch, "H": shape.height, "W": shape.width}
-    dims = []
-    for axis in output.shape:
-        if isinstance(axis, int):
-            dims.append(axis)
-            continue
-        factor, _, name = axis.rpartition("*")
-        if name not in values or (factor and not factor.isdigit()):
-            raise BackendError(
-                f"the size of the output {output} cannot be told",
-                found=axis,
-                expected="numbers, N, H, W and multiples such as 2*H",
-            )
-        dims.append(int(factor or 1) * values[name])
-    return tuple(dims)
+    try:
+        return tensor_shape(output, shape)
+    except UsageError as exc:
+        raise BackendError(
+            f"the size of the output {output} cannot be told",
+            found=exc.found or exc.message,
+            expected="numbers, N, H, W and multiples such as 2*H",
+        ) from exc

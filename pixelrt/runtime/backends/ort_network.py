@@ -1,0 +1,41 @@
+"""A pipeline's network in an onnxruntime session on a CUDA provider.
+
+Tensors come from and go to host memory; onnxruntime copies them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pixelrt.errors import BackendError
+from pixelrt.manifest import Graph
+from pixelrt.plans.profiles import Profile
+from pixelrt.runtime.backends.base import Array, BackendInfo, Sample
+from pixelrt.runtime.backends.onnxruntime import run_ort
+from pixelrt.runtime.closing import Closing
+from pixelrt.runtime.device.resources import Stream
+
+
+class OrtNetwork(Closing):
+    """A ``Session``. ``session`` is set by who makes it, to run on ``stream``; both are closed."""
+
+    profiles: tuple[Profile, ...] = ()
+    samples: tuple[Sample, ...] = ()
+
+    def __init__(self, graph: Graph, stream: Stream, info: BackendInfo) -> None:
+        self.info = info
+        self.inputs = tuple(graph.inputs)
+        self.outputs = tuple(graph.outputs)
+        self.session: Any = None
+        self._stream = stream
+
+    def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        if self.session is None:
+            raise BackendError("this session is closed")
+        return run_ort(self.session, self.outputs, feeds)
+
+    def close(self) -> None:
+        self.session = None  # before the stream that it runs on
+        if not self._stream.closed:
+            self._stream.close()
