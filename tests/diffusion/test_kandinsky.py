@@ -271,6 +271,15 @@ def test_long_prompts_are_cut_and_told_of(made: Exported) -> None:
     assert "were cut" in found.notes[0]
 
 
+def test_a_mixture_that_cannot_be_made_has_its_message(made: Exported, photo: Image.Image) -> None:
+    with pytest.raises(UsageError, match="has a weight"):
+        made.pipeline.interpolate([PROMPT, photo], [1.0])
+    with pytest.raises(UsageError, match="2 in one"):
+        made.pipeline.interpolate([[photo, photo]], [1.0])
+    long = made.pipeline.interpolate(["a cat " * 60], [1.0], prior_num_inference_steps=2)
+    assert "were cut" in long.notes[0]
+
+
 EMBEDS = np.zeros((1, kandinsky_models.WIDTH), np.float32)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +22,8 @@ from pixelrt.runtime.diffusion.kandinsky_prior import (
     Prior,
     guide,
 )
+from pixelrt.runtime.diffusion.latent_pipeline import Values, spread
+from pixelrt.runtime.diffusion.noise import first_noise, noise_of
 from pixelrt.runtime.diffusion.pictures import (
     colour_pictures,
     is_latents,
@@ -33,8 +34,6 @@ from pixelrt.runtime.diffusion.schedulers.base import Noise, Run
 from pixelrt.runtime.diffusion.text.embeddings import check_same_shape, ready_embeddings
 from pixelrt.runtime.images.levels import to_pixels
 from pixelrt.runtime.networks import Networks
-
-Values = NDArray[np.float32]
 
 
 class Kandinsky(Closing):
@@ -56,7 +55,7 @@ class Kandinsky(Closing):
         own = self.settings.sample_size * self.settings.latent_scale
         size, notes = self._size(call, Size(own, own))
         run = self._run(call, 1.0)
-        seed, noise = _noise(call)
+        noise, seed = noise_of(call)
         embeds = self._embeds(call, noise)
         latents = self._draw(call, len(embeds.image_embeds), size, noise)
         latents = latents * np.float32(run.initial_noise_scale)
@@ -76,17 +75,17 @@ class Kandinsky(Closing):
         latents = is_latents(image, self.settings.latent_channels)
         size, notes = self._latent_size(image) if latents else self._size(call, size_of(image))
         run = self._run(call, strength)
-        seed, noise = _noise(call)
+        noise, seed = noise_of(call)
         embeds = self._embeds(call, noise)
         count = len(embeds.image_embeds)
-        values = _spread(image if latents else self._encode(image, size), count, "images")
+        values = spread(image if latents else self._encode(image, size), count, "images")
         values = run.add_noise(values, self._draw(call, count, size, noise))
         return self._finish(call, run, values, embeds, noise, seed, notes)
 
     def embed(self, prompt: Any, **options: Any) -> ImageEmbeds:
         """What the prior makes of prompts, for ``image_embeds`` and ``negative_image_embeds``."""
         call = options_as(KandinskyCall, {"prompt": prompt, **options})
-        return self._prior.embeds(call, _noise(call)[1])
+        return self._prior.embeds(call, noise_of(call)[0])
 
     def interpolate(
         self,
@@ -97,9 +96,9 @@ class Kandinsky(Closing):
         negative_prior_prompt: str | None = None,
         **options: Any,
     ) -> ImageEmbeds:
-        """The sum of what prompts and pictures (see ``pictures.pictures``) are embedded as, each
-        times its weight. ``negative_prompt`` is embedded as what pictures are not to be like;
-        ``negative_prior_prompt`` is what the prior itself is kept away from."""
+        """The sum of what prompts and pictures (see ``pictures.pictures``, one at a time) are
+        embedded as, each times its weight. ``negative_prompt`` is embedded as what pictures are not
+        to be like; ``negative_prior_prompt`` is what the prior itself is kept away from."""
         if not weights or len(images_and_prompts) != len(weights):
             raise UsageError(
                 "every prompt and picture has a weight",
@@ -111,19 +110,22 @@ class Kandinsky(Closing):
             return options_as(KandinskyCall, {**options, **words})
 
         call = call_for(negative_prompt)
-        noise = _noise(call)[1]
+        noise = noise_of(call)[0]
         total = np.zeros((call.num_images_per_prompt, self.settings.embedding), np.float32)
+        notes: list[str] = []
         for one, weight in zip(images_and_prompts, weights, strict=True):
             if isinstance(one, str):
-                found = self._prior.embeds(call_for(one), noise).image_embeds
+                made = self._prior.embeds(call_for(one), noise)
+                found = made.image_embeds
+                notes += made.notes
             else:
-                found = self._prior.of_pictures(one)
+                found = self._prior.of_picture(one)
             total += np.float32(weight) * found
         if not negative_prompt and negative_prior_prompt is None:
-            return ImageEmbeds(total, self._prior.no_negative(len(total)))
+            return ImageEmbeds(total, self._prior.no_negative(len(total)), tuple(notes))
         against = self._prior.embeds(call, noise)
         rest = against.image_embeds if negative_prompt else against.negative_image_embeds
-        return ImageEmbeds(total, rest, against.notes)
+        return ImageEmbeds(total, rest, (*notes, *against.notes))
 
     def close(self) -> None:
         """Let go of the networks; the next call opens them again."""
@@ -194,15 +196,7 @@ class Kandinsky(Closing):
         """Standard normal latents: those of the call, or new ones."""
         scale = self.settings.latent_scale
         shape = (count, self.settings.latent_channels, size.height // scale, size.width // scale)
-        if call.latents is None:
-            return np.asarray(noise(shape), np.float32)
-        if call.latents.shape != shape:
-            raise InputError(
-                "the latents do not fit the call",
-                found=str(call.latents.shape),
-                expected=str(shape),
-            )
-        return call.latents.astype(np.float32)
+        return first_noise("latents", call.latents, shape, noise)
 
     def _finish(
         self,
@@ -264,21 +258,3 @@ def _guided(output: Values, channels: int, scale: float) -> Values:
 
 def _up(length: int, step: int) -> int:
     return -(-length // step) * step
-
-
-def _noise(call: KandinskyCall) -> tuple[int | None, Noise]:
-    """The seed, if there is one, and what draws."""
-    if call.noise is not None:
-        return call.seed, call.noise
-    seed = secrets.randbits(32) if call.seed is None else call.seed
-    generator = np.random.default_rng(seed)
-    return seed, lambda shape: generator.standard_normal(shape, np.float32)
-
-
-def _spread(values: Values, count: int, what: str) -> Values:
-    """One for each picture of the call."""
-    if count % len(values):
-        raise InputError(
-            f"the {what} do not fit the prompts", found=str(len(values)), expected=f"1 or {count}"
-        )
-    return np.concatenate([values] * (count // len(values)))

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixelrt.errors import BundleError, InputError
+from pixelrt.errors import BundleError, UsageError
 from pixelrt.geometry import Size
 from pixelrt.pipeline_settings import ClipImageSettings, KandinskySettings
 from pixelrt.runtime.diffusion.call import CommonCall, Generated, Latents
+from pixelrt.runtime.diffusion.noise import first_noise
 from pixelrt.runtime.diffusion.pictures import colour_pictures, size_of
 from pixelrt.runtime.diffusion.prompts import alike, texts_of
 from pixelrt.runtime.diffusion.schedulers import make_scheduler
@@ -89,9 +90,11 @@ class Prior:
         """(count, D): what stands for no negative prompt, the embedding of a picture of zeros."""
         return np.repeat(self._vector("zero_image_embed.npy")[None], count, axis=0)
 
-    def of_pictures(self, source: object) -> Values:
-        """(N, D): what CLIP sees in pictures (see ``pictures.pictures``)."""
+    def of_picture(self, source: object) -> Values:
+        """(1, D): what CLIP sees in a picture (see ``pictures.pictures``)."""
         pixels = clip_pixels(source, self._settings.image)
+        if len(pixels) != 1:
+            raise UsageError("each picture has a weight of its own", found=f"{len(pixels)} in one")
         found = self._networks.run("image_encoder", {"pixels": pixels})["image_embeds"]
         return np.asarray(found, np.float32)
 
@@ -105,7 +108,8 @@ class Prior:
         fixed = {name: np.repeat(values, times, axis=0) for name, values in fixed.items()}
         run = make_scheduler(self._settings.prior_scheduler).plan(call.prior_num_inference_steps)
         shape = (len(prompts) * times, self._settings.embedding)
-        embeds = self._begin(call, shape, noise) * np.float32(run.initial_noise_scale)
+        embeds = first_noise("prior_latents", call.prior_latents, shape, noise)
+        embeds = embeds * np.float32(run.initial_noise_scale)
         for number, timestep in enumerate(run.timesteps):
             shown = run.scale_input(embeds, number)
             shown = np.concatenate([shown, shown]) if guided else shown
@@ -117,16 +121,6 @@ class Prior:
             embeds = run.step(predicted, number, embeds, noise).latents
         clip_std, clip_mean = self._vector("clip_std.npy"), self._vector("clip_mean.npy")
         return embeds * clip_std + clip_mean, notes
-
-    def _begin(self, call: KandinskyCall, shape: tuple[int, int], noise: Noise) -> Values:
-        given = call.prior_latents
-        if given is None:
-            return np.asarray(noise(shape), np.float32)
-        if given.shape != shape:
-            raise InputError(
-                "prior_latents do not fit the call", found=str(given.shape), expected=str(shape)
-            )
-        return given.astype(np.float32)
 
     def _texts(self, texts: Sequence[str]) -> tuple[dict[str, Values], tuple[str, ...]]:
         """What the prior is told of texts. Each takes one window: the rest is cut and told of."""

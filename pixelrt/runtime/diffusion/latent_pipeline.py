@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ from pixelrt.pipeline_settings import DiffusionSettings
 from pixelrt.runtime.closing import Closing
 from pixelrt.runtime.diffusion.call import Call, Generated, StepInfo
 from pixelrt.runtime.diffusion.conditions import Conditions
+from pixelrt.runtime.diffusion.noise import first_noise, noise_of
 from pixelrt.runtime.diffusion.prompts import Embeddings, Prompts
 from pixelrt.runtime.diffusion.schedulers import make_scheduler
 from pixelrt.runtime.diffusion.schedulers.base import Noise, Run
@@ -85,8 +85,7 @@ class LatentPipeline(Closing):
         guided = call.guidance_scale > 1 and not self.settings.guidance_width
         run = self._plan(call, strength)
         embeddings = self._prompts.embeddings(call, guided=guided)
-        seed = call.seed if call.seed is not None or call.noise else secrets.randbits(32)
-        noise = call.noise or _normal(np.random.default_rng(seed))
+        noise, seed = noise_of(call)
         return Job(call, size, embeddings, run, noise, seed)
 
     def _plan(self, call: Call, strength: float) -> Run:
@@ -107,14 +106,7 @@ class LatentPipeline(Closing):
         """Standard normal latents: those of the call, or new ones."""
         scale, channels = self.settings.latent_scale, self.settings.latent_channels
         shape = (job.count, channels, job.size.height // scale, job.size.width // scale)
-        given = job.call.latents
-        if given is None:
-            return np.asarray(job.noise(shape), np.float32)
-        if given.shape != shape:
-            raise InputError(
-                "the latents do not fit the call", found=str(given.shape), expected=str(shape)
-            )
-        return given.astype(np.float32)
+        return first_noise("latents", job.call.latents, shape, job.noise)
 
     def _pure_noise(self, job: Job) -> Values:
         return self._draw(job) * np.float32(job.run.initial_noise_scale)
@@ -160,10 +152,6 @@ class LatentPipeline(Closing):
                     )
                 )
         return latents
-
-
-def _normal(generator: np.random.Generator) -> Noise:
-    return lambda shape: generator.standard_normal(shape, np.float32)
 
 
 def spread(values: Values, count: int, what: str) -> Values:
