@@ -1,4 +1,4 @@
-"""Every kind of Stable Diffusion pipeline, run whole by diffusers and by the runtime.
+"""Every kind of pipeline, run whole by diffusers and by the runtime.
 
 The runtime is given the modules that would be exported, so that no graph is made for this.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 import numpy as np
@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from pixelrt.export.assemble import Plan
+from pixelrt.export.diffusion.kandinsky import kandinsky_plan
 from pixelrt.export.diffusion.recipes import plan_of
 from pixelrt.export.diffusion.source import open_diffusers
 from pixelrt.manifest import FileEntry, PipelineManifest, PipelineReference
@@ -23,7 +24,7 @@ from pixelrt.runtime.backends.base import Array, BackendInfo
 from pixelrt.runtime.networks import Networks
 from pixelrt.runtime.whole import check_whole
 from pixelrt.whole_run import encode_run
-from tests.diffusion import models
+from tests.diffusion import kandinsky_models, models
 
 pytestmark = [
     # diffusers' own, while the tests make and save its pipelines
@@ -62,6 +63,7 @@ class InTorch:
 def bundle_of(plan: Plan, root: Path) -> PipelineBundle:
     """Settings, assets and references, without networks."""
     (root / "assets").mkdir(parents=True)
+    list(plan.parts())  # some assets come with them
     for name, data in plan.assets.items():
         (root / "assets" / name).write_bytes(data)
     assert plan.examples is not None
@@ -88,13 +90,20 @@ def bundle_of(plan: Plan, root: Path) -> PipelineBundle:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_whole_is_that_of_diffusers(kind: str, tmp_path: Path) -> None:
     getattr(models, kind)(tmp_path)
-    plan = plan_of(open_diffusers(tmp_path / "pipe"))
-    bundle = bundle_of(plan, tmp_path / "bundle")
-    networks: Any = InTorch(plan, bundle)
-    found = [
-        check_whole(bundle, cast("Networks", networks), one) for one in bundle.manifest.references
-    ]
-    assert tuple(one.mode for one in bundle.manifest.references) == KINDS[kind]
+    assert_whole(plan_of(open_diffusers(tmp_path / "pipe")), tmp_path / "bundle", KINDS[kind])
+
+
+def test_kandinsky_with_its_prior(tmp_path: Path) -> None:
+    made = kandinsky_models.kandinsky(tmp_path)
+    plan = kandinsky_plan(open_diffusers(made.decoder_folder), made.prior_folder)
+    assert_whole(plan, tmp_path / "bundle", ("text_to_image", "image_to_image"))
+
+
+def assert_whole(plan: Plan, root: Path, modes: tuple[str, ...]) -> None:
+    bundle = bundle_of(plan, root)
+    networks = cast("Networks", InTorch(plan, bundle))
+    found = [check_whole(bundle, networks, one) for one in bundle.manifest.references]
+    assert tuple(one.mode for one in bundle.manifest.references) == modes
     for one in found:
         assert one.passed, one.reasons
         assert len(one.steps) in (3, 4)

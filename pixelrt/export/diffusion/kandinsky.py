@@ -21,9 +21,11 @@ from pixelrt.export.diffusion.kandinsky_parts import (
     movq_parts,
     prior_part,
 )
+from pixelrt.export.diffusion.kandinsky_whole import kandinsky_ways
 from pixelrt.export.diffusion.parts import text_part
 from pixelrt.export.diffusion.source import DiffusersFolder, digest_of, open_diffusers
 from pixelrt.export.diffusion.tokenizer import export_tokenizer
+from pixelrt.export.diffusion.whole import examples
 from pixelrt.export.part import Part
 from pixelrt.manifest import Source
 from pixelrt.pipeline_settings import ClipImageSettings, KandinskySettings, TextSettings
@@ -118,7 +120,17 @@ def kandinsky_plan(decoder: DiffusersFolder, prior: str | Path | None) -> Plan:
     )
     choices = [one.choices() for one in folders]
     libraries = ("diffusers", "tokenizers")
-    return Plan(FAMILY, decoder.pipeline, source, settings, assets, parts, libraries, choices)
+    return Plan(
+        FAMILY,
+        decoder.pipeline,
+        source,
+        settings,
+        assets,
+        parts,
+        libraries,
+        choices,
+        lambda: examples(kandinsky_ways(decoder, first, settings)),
+    )
 
 
 def _prior_of(decoder: DiffusersFolder, prior: str | Path | None) -> PriorFolder:
