@@ -30,23 +30,32 @@ class Exported:
         return load_pipeline(self.bundle, **{"backend": "onnxruntime-cpu", **options})
 
 
-def exported(root: Path, make: Callable[[Path], Any]) -> Exported:
+def exported(
+    root: Path, make: Callable[[Path], Any], made_once: Callable[..., Path] | None = None
+) -> Exported:
+    """``made_once``: the fixture, for what the tests of several files share."""
     pipe = make(root)
     # As users have it: diffusers forgets which options of a scheduler were left out.
     pipe.scheduler = type(pipe.scheduler).from_pretrained(root / "pipe" / "scheduler")
     pipe.set_progress_bar_config(disable=True)
-    bundle = export_diffusion(root / "pipe", root / "small.pixelrt")
-    return Exported(pipe, root / "pipe", bundle)
+
+    def export(folder: Path) -> Path:
+        return export_diffusion(root / "pipe", folder / "small.pixelrt")
+
+    if made_once is None:
+        return Exported(pipe, root / "pipe", export(root))
+    folder = made_once(f"diffusion-{make.__name__}", export)
+    return Exported(pipe, root / "pipe", folder / "small.pixelrt")
 
 
 @pytest.fixture(scope="session")
-def sd(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return exported(tmp_path_factory.mktemp("sd"), models.stable_diffusion)
+def sd(tmp_path_factory: pytest.TempPathFactory, made_once: Callable[..., Path]) -> Exported:
+    return exported(tmp_path_factory.mktemp("sd"), models.stable_diffusion, made_once)
 
 
 @pytest.fixture(scope="session")
-def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return exported(tmp_path_factory.mktemp("sdxl"), models.stable_diffusion_xl)
+def sdxl(tmp_path_factory: pytest.TempPathFactory, made_once: Callable[..., Path]) -> Exported:
+    return exported(tmp_path_factory.mktemp("sdxl"), models.stable_diffusion_xl, made_once)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import torch
 from PIL import Image
 
 from pixelrt.cli.main import run
-from pixelrt.errors import InputError, UsageError
+from pixelrt.errors import CheckpointError, InputError, UsageError
+from pixelrt.export.diffusion.pipeline import export_diffusion
+from pixelrt.export.diffusion.source import open_diffusers
+from pixelrt.export.diffusion.upscalers import upscaler_plan
 from tests.diffusion import models
 from tests.diffusion.conftest import Exported, exported
 from tests.diffusion.parity import assert_same, ours, theirs
@@ -115,6 +119,40 @@ def test_what_cannot_be_done_has_its_message(
     with made.load() as pipeline, pytest.raises(error) as caught:
         pipeline.upscale("a cat", **{"image": small, **options})
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("which", "part", "change", "words"),
+    [
+        ("two", "unet", {"time_cond_proj_dim": 96}, "pooled output"),
+        ("two", "unet", {"in_channels": 9}, "9 channels"),
+        ("two", "unet", {"down_block_types": ["DownBlock2D"] * 3}, "k-diffusion"),
+        ("two", "scheduler", {"_class_name": "DDIMScheduler"}, "goes by sigmas"),
+        ("four", "unet", {"in_channels": 8}, "8 channels"),
+        ("four", "unet", {"num_class_embeds": None}, "noise in the small picture"),
+        ("four", "text_encoder", {"hidden_size": 64}, "do not belong to this UNet"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    which: str,
+    part: str,
+    change: dict[str, Any],
+    words: str,
+) -> None:
+    made: Exported = request.getfixturevalue(which)
+    folder = Path(shutil.copytree(made.folder, tmp_path / "pipe"))
+    (file,) = (folder / part).glob("*config.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(CheckpointError) as caught:
+        upscaler_plan(open_diffusers(folder))
+    assert words in str(caught.value)
+
+
+def test_an_upscaler_takes_no_controlnet(four: Exported, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="do not go with StableDiffusionUpscalePipeline"):
+        export_diffusion(four.folder, tmp_path / "x.pixelrt", controlnets=[tmp_path])
 
 
 def test_pixelrt_run_enlarges_pictures_and_latents(
