@@ -13,12 +13,15 @@ import pytest
 from PIL import Image
 from skimage import data
 
+from pixelrt.cli.main import run
 from pixelrt.errors import CheckpointError, InputError, UsageError
 from pixelrt.export.diffusion.recipes import plan_of
 from pixelrt.export.diffusion.source import open_diffusers
+from pixelrt.plans.store import plan_at
 from tests.diffusion import models
 from tests.diffusion.conftest import Exported, exported
 from tests.diffusion.parity import assert_same, ours, theirs
+from tests.engines.support import required_tensorrt
 
 pytestmark = [
     pytest.mark.slow,
@@ -154,3 +157,19 @@ def test_control_pictures_of_float32_have_the_size_of_the_picture(
     small = np.zeros((16, 24, 3), np.float32)
     with sd2.load() as pipeline, pytest.raises(InputError, match="not resized"):
         pipeline.text_to_image("a cat", control_images=[guides[0], small])
+
+
+def test_the_unet_with_its_controlnets_becomes_a_plan(sd2: Exported, tmp_path: Path) -> None:
+    """One float16 plan of all three networks; the control pictures follow the latents' sides."""
+    required_tensorrt("tensorrt-rtx")
+    plan = tmp_path / "unet.plan"
+    words = ["--network", "unet", "--shapes", "32x48", "--axis", "B=2", "--axis", "T=77"]
+    build = ["build", str(sd2.bundle), "--backend", "tensorrt-rtx", *words, "-q", "-o", str(plan)]
+    assert run(build) == 0
+    facts = plan_at(plan).facts
+    inputs = {tensor.name: tensor.shape for tensor in facts.graph.inputs}
+    assert {"control_0", "scale_0", "control_1", "scale_1"} < set(inputs)
+    assert inputs["control_1"][2:] == ("2*h", "2*w")
+    assert set(facts.report["multiply_adds"]) - {"unplaced"} == {"float16"}
+    assert facts.report["fused_attentions"] == 16
+    assert facts.conversion["worst_db"] >= 60

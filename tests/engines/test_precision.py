@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from pixelrt.bundle import Bundle
-from pixelrt.engines.islands import FUSED_ATTENTION_ISLANDS
+from pixelrt.engines.islands import DEFAULT_ISLANDS, FUSED_ATTENTION_ISLANDS
 from pixelrt.engines.precision import Converted, Policy, convert
 from pixelrt.engines.search import smallest_keep
 from pixelrt.errors import FidelityError, UsageError
@@ -176,6 +176,46 @@ def test_statistics_written_out_stay_up_to_their_use() -> None:
         "Div",
     ]
     assert result.fp16_share == 1.0
+
+
+def test_angles_of_sines_stay_and_what_uses_them_does_not() -> None:
+    """A timestep of 981 times a frequency, as diffusion models embed it."""
+    model = parse(
+        """g (float[N] t) => (float[N, 8] y)
+        <float[1, 8] f = {1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3}, float[16, 8] w = {0.1},
+         int64[1] one = {1}> {
+        column = Unsqueeze(t, one)
+        angle = Mul(column, f)
+        s = Sin(angle)
+        c = Cos(angle)
+        both = Concat<axis = 1>(s, c)
+        y = MatMul(both, w)
+    }""".replace("{0.1}", "{" + ", ".join(["0.1"] * 128) + "}")
+    )
+    weight(model, "w", RNG.normal(0, 0.3, (16, 8)))
+    samples = [{"t": np.array([981.0, 41.3], np.float32)}]
+    result = convert(model, samples, Policy(target_db=40))
+    assert sorted(k.op for k in result.kept) == ["Cos", "Mul", "Sin"]
+    assert result.fp16_share == 1.0
+    worst = min(c.psnr for c in result.fidelity)
+    islands = tuple(one for one in DEFAULT_ISLANDS if one.name != "angle")
+    without = convert(model, samples, Policy(target_db=0, islands=islands))
+    assert min(c.psnr for c in without.fidelity) < worst - 20
+
+
+def test_tensors_without_a_scale_are_judged_by_their_largest_magnitude() -> None:
+    """The same network, its output at 1e3 or 1e-3: as an image it is right or wrong, as a tensor
+    it is equally right."""
+    found = {}
+    for scale in (1e3, 1e-3):
+        model = conv_net("b = Relu(a)")
+        weight(model, "w2", RNG.normal(0, scale, (3, 8, 3, 3)))
+        for relative in (True, False):
+            policy = Policy(target_db=-100, relative=relative)
+            fidelity = convert(model, SAMPLES, policy).fidelity
+            found[scale, relative] = min(c.psnr for c in fidelity)
+    assert abs(found[1e3, True] - found[1e-3, True]) < 15
+    assert found[1e-3, False] - found[1e3, False] > 90
 
 
 def test_scores_stay_with_their_softmax_unless_asked() -> None:

@@ -50,6 +50,17 @@ def test_equal_to_the_operator(text: str, shape: tuple[int, ...]) -> None:
     np.testing.assert_allclose(run(ir.to_proto(model), x), want, atol=3e-6)
 
 
+@pytest.mark.parametrize("text", [PLAIN, AFFINE], ids=["plain", "affine"])
+def test_lines_as_group_norms_are_exported(text: str) -> None:
+    """(N, groups, length), however long."""
+    text = text.replace("3, H, W]", "3, L]")
+    x = np.random.default_rng(0).normal(50, 2, (2, 3, 2 * LARGE)).astype(np.float32)
+    model = rewritten(text, x.shape)
+    assert all(node.op_type != "InstanceNormalization" for node in model.graph)
+    want = run(onnx.parser.parse_model(text), x)
+    np.testing.assert_allclose(run(ir.to_proto(model), x), want, atol=2e-5)
+
+
 @pytest.mark.parametrize("shape", [(1, 3, 16, 16), (1, 3, 256, 256)], ids=["small", "large"])
 def test_a_common_offset_costs_no_digits(shape: tuple[int, ...]) -> None:
     """Mean 1000 and deviation 1: squares of 1e6 would leave two digits of the variance."""
