@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pixelrt.geometry import Size, plan_tiles
@@ -11,6 +11,7 @@ from pixelrt.segments.moments import Moments
 from tests.segments.small import EPSILON, statistics
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     height=st.integers(1, 30),
     width=st.integers(1, 30),
