@@ -14,6 +14,7 @@ from torch import nn
 
 from pixelrt.export.segment_graph import Built, Flow, SegmentGraph
 
+HALVES = ("Encoder", "Decoder")
 BLOCKS = ("DownEncoderBlock2D", "UpDecoderBlock2D")
 Make = Callable[[SegmentGraph], Flow]
 
@@ -31,7 +32,8 @@ def _known(blocks: Any, half: Any) -> bool:
     resnets = [one for part in (*blocks, half.mid_block) for one in part.resnets]
     attentions = [one for one in half.mid_block.attentions if one is not None]
     return (
-        all(type(block).__name__ in BLOCKS for block in blocks)
+        type(half).__name__ in HALVES
+        and all(type(block).__name__ in BLOCKS for block in blocks)
         and all(type(one).__name__ == "ResnetBlock2D" for one in resnets)
         and all(one.time_emb_proj is None and one.output_scale_factor == 1 for one in resnets)
         and all(isinstance(one.nonlinearity, nn.SiLU) for one in resnets)
