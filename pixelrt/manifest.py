@@ -13,7 +13,8 @@ PIPELINE_FORMAT = 2
 
 GraphRole = Literal["image", "core", "network"]
 """``image``: uint8 NHWC in and out. ``core``: float32 NCHW in [0, 1] in, unclamped out.
-``network``: one of the networks of a pipeline, with inputs and outputs of its own."""
+``network``: one of the networks of a pipeline, or a segment of it, with inputs and outputs of its
+own."""
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -126,17 +127,49 @@ class NetworkSample(msgspec.Struct, frozen=True):
     file: str
 
 
+class GroupNorm(msgspec.Struct, frozen=True):
+    """A segment's input ``value`` is normalised with statistics of the whole picture: its inputs
+    ``mean`` and ``inverse``, float32 (B, C, 1, 1), hold for every channel the mean of its group
+    and ``1 / sqrt(variance + epsilon)``."""
+
+    value: str
+    groups: int
+    epsilon: float
+
+
+class Segment(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of a network, small enough to be run over tiles: values in, one value out.
+
+    A value is a tensor (B, C, H, W): the network's input, or what an earlier segment gives, under
+    the name that the graphs use. ``pixels``: of the values that are read in tiles, and of the
+    output, so many pixels a side are one unit. ``halo``: for every input that is read in tiles,
+    how many units beyond the core of a tile the core depends on; the others are read whole.
+    ``memory``: bytes that a run holds for each unit of a tile; ``memory_pair``: and for each unit
+    with each pixel of an input read whole.
+    """
+
+    graph: Graph
+    pixels: tuple[int, int]
+    halo: dict[str, int]
+    memory: int
+    memory_pair: int = 0
+    norm: GroupNorm | None = None
+
+
 class Network(msgspec.Struct, frozen=True, kw_only=True):
     """One network of a pipeline.
 
     ``tolerance``: largest error against PyTorch in fp32, of the largest magnitude of the
     expected tensor; ``low_psnr``: what lower precision has to reach, in dB of that magnitude.
+    ``segments``: the same function in pieces, in order, for pictures that do not fit into memory
+    at once; the last one gives the network's output.
     """
 
     component: Component
     tolerance: Tolerance
     low_psnr: float
     samples: list[NetworkSample]
+    segments: list[Segment] = []
 
 
 class PipelineReference(msgspec.Struct, frozen=True):

@@ -30,6 +30,7 @@ from pixelrt.bundle_files import (
 from pixelrt.bundle_files import check_files as check_listed_files
 from pixelrt.errors import BundleError
 from pixelrt.manifest import PIPELINE_FORMAT, Network, PipelineManifest, PipelineReference
+from pixelrt.segments import problems_of
 from pixelrt.whole_run import WholeRun, read_run
 
 FOLDERS = ("graphs", "reference", "assets")
@@ -162,6 +163,8 @@ def _check(manifest: PipelineManifest, root: Path) -> None:
             if plain and (graph.inputs, graph.outputs) != (plain.inputs, plain.outputs):
                 problems.append(f"network {name} has a variant with other inputs or outputs")
         used |= {sample.file for sample in one.samples}
+        used |= {file for s in one.segments for file in (s.graph.file, *s.graph.data)}
+        problems += problems_of(one) if plain else []
     runs = [one.name for one in manifest.references]
     if len(set(runs)) != len(runs):
         problems.append("references of the whole pipeline must each have a name of its own")

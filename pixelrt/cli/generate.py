@@ -12,7 +12,7 @@ import click
 import numpy as np
 
 from pixelrt.cli.inspect import RUN_BY
-from pixelrt.cli.options import PixelSize
+from pixelrt.cli.options import ByteCount, PixelSize, Tile
 from pixelrt.cli.terminal import note, tile_bar
 from pixelrt.errors import InputError, OutputError, UsageError
 from pixelrt.files import atomic_write
@@ -61,6 +61,18 @@ _OPTIONS: tuple[Any, ...] = (
     click.option("--backend", default="auto", show_default=True),
     click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True),
     click.option("--low-memory", is_flag=True, help="One network in memory at a time."),
+    click.option(
+        "--vae-tile",
+        type=Tile(),
+        default="auto",
+        show_default=True,
+        help="Run the VAE in exact tiles where it does not fit; or always, N pixels a side.",
+    ),
+    click.option(
+        "--max-memory",
+        type=ByteCount(),
+        help="For a run of the VAE; default: half of what is free.",
+    ),
     click.option("--overwrite", is_flag=True, help="Replace outputs that exist."),
     click.option("-q", "--quiet", is_flag=True, help="Errors only."),
 )
@@ -103,6 +115,8 @@ def generate(options: dict[str, Any], mode: str, **inputs: Any) -> None:
         backend=options["backend"],
         precision=options["precision"],
         low_memory=options["low_memory"],
+        vae_tile=options["vae_tile"],
+        max_memory=options["max_memory"],
     ) as pipeline:
         method = _method(pipeline, mode)
         with steps_bar(options["steps"], quiet=options["quiet"]) as step:

@@ -97,7 +97,8 @@ def describe_pipeline(bundle: PipelineBundle) -> str:
 
 def _network(network: Network) -> str:
     (graph,) = network.component.graphs
-    return f"{_tensors(graph.inputs)} -> {_tensors(graph.outputs)}"
+    tiles = f"; in tiles: {len(network.segments)} segments" if network.segments else ""
+    return f"{_tensors(graph.inputs)} -> {_tensors(graph.outputs)}{tiles}"
 
 
 def _fidelity(manifest: PipelineManifest) -> str:

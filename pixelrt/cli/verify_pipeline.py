@@ -16,7 +16,9 @@ from pixelrt.manifest import GraphRole
 from pixelrt.pipeline_bundle import PipelineBundle, PipelineNetwork
 from pixelrt.runtime.backends.base import Backend, BackendInfo, Offer
 from pixelrt.runtime.backends.select import offers_of
+from pixelrt.runtime.in_segments import IN_TILES, PRECISION, SegmentedBackend
 from pixelrt.runtime.networks import Networks
+from pixelrt.runtime.planning import RunOptions
 from pixelrt.runtime.verify import Outcome, outcomes
 from pixelrt.runtime.whole import WholeCheck, check_whole
 
@@ -45,10 +47,11 @@ def verify_pipeline(
     named: bool,
     report: Path | None = None,
 ) -> int:
-    """Every sample of every network on every backend that is there, then the whole pipeline;
-    gives the exit code.
+    """Every sample of every network on every backend that is there, at once and in tiles, then
+    the whole pipeline; gives the exit code.
 
-    Of a backend's precisions the first that passes counts, as for a run. Raises
+    Of a backend's precisions the first that passes counts, as for a run; segments have only
+    float32. Raises
     ``BackendError`` where a backend that was asked for is not there (``named``), or none is.
     """
     found = Found()
@@ -86,23 +89,33 @@ def _check_networks(
     chosen: dict[str, Offer] = {}
     for name in bundle.names():
         network = bundle.network(name)
+        if network.network.segments:
+            _check_in_tiles(network, backend, found)
         try:
             offers = offers_of(backend, network, "network", precision)
         except BackendError as exc:
             found.absent.append(f"{backend.name}, {name}: {exc.found or exc}")
             continue
-        rows, offer = _check(network, offers, found.absent)
+        rows, offer = _check(network, name, offers, found.absent)
         found.networks += rows
         if offer is not None:
             chosen[name] = offer
     return chosen
 
 
+def _check_in_tiles(network: PipelineNetwork, backend: Backend, found: Found) -> None:
+    title = f"{network.component.name} {IN_TILES}"
+    try:
+        offers = offers_of(SegmentedBackend(backend), network, "network", PRECISION)
+        found.networks += _check(network, title, offers, found.absent)[0]
+    except BackendError as exc:
+        found.absent.append(f"{backend.name}, {title}: {exc.found or exc}")
+
+
 def _check(
-    network: PipelineNetwork, offers: tuple[Offer, ...], absent: list[str]
+    network: PipelineNetwork, name: str, offers: tuple[Offer, ...], absent: list[str]
 ) -> tuple[list[Row], Offer | None]:
     failed: list[Row] = []
-    name = network.component.name
     for offer in offers:
         try:
             with offer.open() as session:
@@ -133,7 +146,10 @@ class Chosen:
 
 def _check_whole(bundle: PipelineBundle, backend: Chosen, found: Found) -> None:
     # Networks are run one after the other, so that one at a time is enough.
-    with Networks(bundle, backends=(backend,), verify=False, low_memory=True) as networks:
+    whole = RunOptions(tile="off")
+    with Networks(
+        bundle, backends=(backend,), verify=False, low_memory=True, options=whole
+    ) as networks:
         for reference in bundle.manifest.references:
             networks.used.clear()
             try:

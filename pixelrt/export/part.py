@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import inspect
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 from torch.export import Dim
 
 from pixelrt.errors import ExportError
 from pixelrt.export.check import BACKEND, open_graph
+from pixelrt.export.segment_graph import Built
+from pixelrt.export.segments import run_in_tiles, write_segments
 from pixelrt.export.to_onnx import OPSET, export_module
 from pixelrt.fidelity import Comparison, compare, histogram
 from pixelrt.manifest import Component, Graph, Measured, Network, NetworkSample
@@ -26,6 +29,9 @@ MAX_ABS = 1e-4
 LOW_PSNR = 35.0
 """Of a network whose errors the next steps meet as they meet noise; see ``Network``."""
 MAX_LENGTH = 2**14
+
+Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
+"""Inputs by name to outputs in order."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class Part:
     axes of one name are equally long.
     ``samples``: inputs in order, at two sizes or more; the first is the example of the
     export, none of whose dynamic axes is 1 long.
+    ``segments``: the same function in pieces for tiles, where there are any.
     """
 
     name: str
@@ -58,6 +65,7 @@ class Part:
     samples: Sequence[tuple[Tensor, ...]]
     max_abs: float = MAX_ABS
     low_psnr: float = LOW_PSNR
+    segments: Sequence[Built] = ()
 
 
 def noise(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -82,7 +90,7 @@ def export_part(part: Part, graphs: Path, reference: Path) -> tuple[Network, lis
     ir.save(model, graphs / file, external_data=data)
     weights = [f"graphs/{data}"] if (graphs / data).is_file() else []
     graph = Graph("network", f"graphs/{file}", *_specs(model), weights, OPSET)
-    measured = _check(part, graphs / file, expected)
+    measured = _check(part, _graph_runner(part, graphs / file), expected)
     samples = []
     for number, (sample, outputs) in enumerate(zip(part.samples, expected, strict=True)):
         name = f"{part.name}-{number}"
@@ -97,6 +105,16 @@ def export_part(part: Part, graphs: Path, reference: Path) -> tuple[Network, lis
     described = Network(
         component=component, tolerance=tolerance, low_psnr=part.low_psnr, samples=samples
     )
+    if part.segments:
+        segments = write_segments(part.segments, graphs, part.name)
+        described = replace(described, segments=segments)
+        (source,) = part.inputs
+        measured += _check(
+            part,
+            lambda feed: [run_in_tiles(described, feed[source], graphs)],
+            expected,
+            " in tiles",
+        )
     return described, measured
 
 
@@ -148,19 +166,24 @@ def _run(part: Part, sample: tuple[Tensor, ...]) -> list[np.ndarray]:
     return [value.numpy() for value in results]
 
 
-def _check(part: Part, path: Path, expected: list[list[np.ndarray]]) -> list[Measured]:
+def _graph_runner(part: Part, path: Path) -> Run:
     session = open_graph(path)
+    return lambda feed: session.run(list(part.outputs), feed)
+
+
+def _check(part: Part, run: Run, expected: list[list[np.ndarray]], how: str = "") -> list[Measured]:
     measured = []
     for number, (sample, outputs) in enumerate(zip(part.samples, expected, strict=True)):
         feed = {name: v.numpy() for name, v in zip(part.inputs, sample, strict=True)}
-        found = session.run(list(part.outputs), feed)
+        found = run(feed)
         worst: Comparison | None = None
         for name, want, got in zip(part.outputs, outputs, found, strict=True):
             peak = float(np.abs(want).max()) or 1.0
             result = compare(want / peak, got / peak)
             if result.max_abs > part.max_abs:
                 raise ExportError(
-                    f"the graph of {part.name} does not reproduce PyTorch; no bundle was written",
+                    f"the graph of {part.name}{how} does not reproduce PyTorch; no bundle was "
+                    "written",
                     found=f"{result} of the largest value of {name}, sample {number}; errors by "
                     f"size:\n{histogram(want / peak, got / peak)}",
                     expected=f"max abs at most {part.max_abs:.0e}",
@@ -168,5 +191,5 @@ def _check(part: Part, path: Path, expected: list[list[np.ndarray]]) -> list[Mea
                 )
             worst = result if worst is None or result.psnr < worst.psnr else worst
         assert worst is not None
-        measured.append(Measured(BACKEND, f"{part.name}-{number}", worst.max_abs, worst.psnr))
+        measured.append(Measured(BACKEND, f"{part.name}-{number}{how}", worst.max_abs, worst.psnr))
     return measured

@@ -33,7 +33,11 @@ def save_sharing(model: ir.Model, path: Path, plain: Path, data: str) -> list[st
     are read from there, the others are written to a new file ``data``. Gives the names of the
     files that the graph refers to.
     """
-    places = _stored(plain)
+    return save_with(model, path, stored(plain), data)
+
+
+def save_with(model: ir.Model, path: Path, places: dict[bytes, Place], data: str) -> list[str]:
+    """As ``save_sharing``, with what ``stored`` gave; what is written to ``data`` is added."""
     used = set()
     own = bytearray()
     for value in model.graph.initializers.values():
@@ -64,7 +68,7 @@ def save_sharing(model: ir.Model, path: Path, plain: Path, data: str) -> list[st
     return sorted(used)
 
 
-def _stored(plain: Path) -> dict[bytes, Place]:
+def stored(plain: Path) -> dict[bytes, Place]:
     """Where the bytes of which digest stand in the weight file of a saved graph."""
     places: dict[bytes, Place] = {}
     for value in ir.load(plain).graph.initializers.values():

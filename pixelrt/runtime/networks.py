@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from pixelrt.pipeline_bundle import PipelineBundle
 from pixelrt.runtime.backends.base import Array, Backend, BackendInfo, Session
 from pixelrt.runtime.backends.select import BACKENDS, Choice, Opened, open_session
 from pixelrt.runtime.closing import Closing
+from pixelrt.runtime.in_segments import (
+    IN_TILES,
+    PRECISION,
+    SegmentedBackend,
+    SegmentedSession,
+    tiling_of,
+)
+from pixelrt.runtime.planning import RunOptions
 
 
 class Networks(Closing):
     """Opens, runs and closes the networks of ``bundle``.
 
     ``low_memory``: one network is open at a time. ``verify``: each is held against its samples
-    before its first use on this machine. ``used``: what ran each of them.
+    before its first use on this machine. ``options``: of those that are run in tiles where a
+    picture does not fit, ``tile`` and ``max_memory``. ``used``: what ran each of them.
     """
 
     def __init__(
@@ -25,35 +35,44 @@ class Networks(Closing):
         low_memory: bool = False,
         verify: bool = True,
         backends: tuple[Backend, ...] = BACKENDS,
+        options: RunOptions | None = None,
     ) -> None:
         self.bundle = bundle
         self.choice = choice or Choice()
         self.low_memory = low_memory
         self._verify = verify
         self._backends = backends
+        self.options = options or RunOptions()
         self.used: dict[str, BackendInfo] = {}
         self._open: dict[str, Opened] = {}
 
     def run(self, name: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name. Raises as ``open_session`` and ``Session.infer`` do."""
-        return self.session(name).infer(feeds)
+        tiling = tiling_of(self.bundle.network(name).network, feeds, self.options)
+        if tiling is None:
+            return self.session(name).infer(feeds)
+        session = self.opened(name, in_tiles=True).session
+        assert isinstance(session, SegmentedSession)
+        return session.run(feeds, tiling)
 
     def session(self, name: str) -> Session:
         return self.opened(name).session
 
-    def opened(self, name: str) -> Opened:
-        if name not in self._open:
+    def opened(self, name: str, *, in_tiles: bool = False) -> Opened:
+        """``in_tiles``: its segments, a ``SegmentedSession``, in float32 whatever was chosen."""
+        key = f"{name} {IN_TILES}" if in_tiles else name
+        if key not in self._open:
             if self.low_memory:
                 self.close()
-            self._open[name] = open_session(
-                self.bundle.network(name),
-                "network",
-                self.choice,
-                self._backends,
-                verify=self._verify,
+            choice, backends = self.choice, self._backends
+            if in_tiles:
+                choice = replace(choice, precision=PRECISION)
+                backends = tuple(SegmentedBackend(backend) for backend in backends)
+            self._open[key] = open_session(
+                self.bundle.network(name), "network", choice, backends, verify=self._verify
             )
-            self.used[name] = self._open[name].session.info
-        return self._open[name]
+            self.used[key] = self._open[key].session.info
+        return self._open[key]
 
     def close(self) -> None:
         """Close all; the next run opens again."""

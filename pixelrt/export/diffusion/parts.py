@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pixelrt.export.diffusion.modules import Decoder, Encoder, KResample, TextEncoder, UNet
+from pixelrt.export.diffusion.vae_segments import vae_segments
 from pixelrt.export.part import Axis, Part, noise
 
 BATCH, TOKENS = Axis("B", high=63), Axis("T")
@@ -159,9 +160,24 @@ def vae_parts(model: Any, scale: int) -> tuple[Part, Part]:
     pixels = {0: BATCH, 2: Axis("h", scale), 3: Axis("w", scale)}
     small = {0: BATCH, **SIDES}
     encoder, decoder = Encoder(model), Decoder(model)
+    pieces = vae_segments(model)
     return (
-        Part("vae_encoder", encoder, {"pixels": pixels}, {"moments": small}, _each(pictures)),
-        Part("vae_decoder", decoder, {"latents": small}, {"pixels": pixels}, _each(latents)),
+        Part(
+            "vae_encoder",
+            encoder,
+            {"pixels": pixels},
+            {"moments": small},
+            _each(pictures),
+            segments=pieces[0],
+        ),
+        Part(
+            "vae_decoder",
+            decoder,
+            {"latents": small},
+            {"pixels": pixels},
+            _each(latents),
+            segments=pieces[1],
+        ),
     )
 
 
