@@ -18,6 +18,7 @@ from pixelrt.errors import BackendError, CheckpointError, UsageError
 
 if TYPE_CHECKING:
     from pixelrt.export.diffusion.lora import LoraFile
+    from pixelrt.export.weights import Weights
 
 NEEDED = ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "transformers", "safetensors")
 DIFFUSION = "diffusion"
@@ -47,8 +48,9 @@ PART_TITLES = {
 @click.option("--family", help="swin2sr, pix2pix, cyclegan, srgan, stylegan2 or diffusion.")
 @click.option(
     "--config",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="JSON file with the network's configuration; found from the weights.",
+    metavar="FILE|NAME",
+    help="JSON file with the network's configuration; found from the weights. With --random-init "
+    "and --family diffusion also a name such as stable-diffusion-1.5.",
 )
 @click.option(
     "--random-init",
@@ -87,19 +89,28 @@ PART_TITLES = {
     help="Do not run the whole of a diffusion pipeline in PyTorch, which takes all of its networks "
     "in memory at once; `pixelrt verify` then checks the networks alone.",
 )
+@click.option(
+    "--weights",
+    type=click.Choice(("auto", "float32", "float16", "bfloat16")),
+    default="auto",
+    show_default=True,
+    help="How a diffusion pipeline's weights are stored; auto: in half precision where nothing "
+    "is lost by it.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that exists.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def command(
     source: str | None,
     output: Path,
     family: str | None,
-    config: Path | None,
+    config: str | None,
     seed: int | None,
     controlnets: tuple[Path, ...],
     loras: tuple[str, ...],
     tokenizers: tuple[str, ...],
     prior: str | None,
     no_pipeline_reference: bool,
+    weights: Weights,
     overwrite: bool,
     quiet: bool,
 ) -> None:
@@ -111,7 +122,6 @@ def command(
     on where it was when it is run again.
     """
     _require_extra()
-    settings = _read_config(config)
     from pixelrt.bundle import open_bundle
     from pixelrt.export.diffusion.source import is_diffusers
     from pixelrt.export.pipeline import export_bundle
@@ -120,20 +130,23 @@ def command(
         _export_diffusion(
             source,
             output,
+            config,
+            seed,
             quiet=quiet,
             controlnets=controlnets,
             loras=loras,
             tokenizers=tokenizers,
-            config=settings,
             prior=prior,
             whole=not no_pipeline_reference,
+            weights=weights,
             overwrite=overwrite,
         )
         return
-    if controlnets or loras or tokenizers or prior or no_pipeline_reference:
+    settings = _read_config(config)
+    if controlnets or loras or tokenizers or prior or no_pipeline_reference or weights != "auto":
         raise UsageError(
-            "--controlnet, --lora, --tokenizer, --prior and --no-pipeline-reference go with a "
-            "diffusion pipeline only",
+            "--controlnet, --lora, --tokenizer, --prior, --no-pipeline-reference and --weights go "
+            "with a diffusion pipeline only",
             hint="name a diffusers folder, or add --family diffusion",
         )
     if family == STYLEGAN:
@@ -154,16 +167,47 @@ def command(
 
 
 def _export_diffusion(
-    source: str | None, output: Path, *, quiet: bool, loras: tuple[str, ...], **options: Any
+    source: str | None,
+    output: Path,
+    config: str | None,
+    seed: int | None,
+    *,
+    quiet: bool,
+    controlnets: tuple[Path, ...],
+    loras: tuple[str, ...],
+    prior: str | None,
+    whole: bool,
+    **options: Any,
 ) -> None:
     _require_extra(("diffusers", "tokenizers"))
-    if source is None:
-        raise UsageError("nothing to export", hint="name a diffusers folder, a file or a hub id")
-    from pixelrt.export.diffusion.pipeline import export_diffusion
+    from pixelrt.engines.bfloat16 import to_bfloat16
+    from pixelrt.export.diffusion.pipeline import export_diffusion, export_untrained
     from pixelrt.pipeline_bundle import open_pipeline
 
-    files = [_lora(text) for text in loras]
-    export_diffusion(source, output, loras=files, report=_part_report(quiet=quiet), **options)
+    options |= {"report": _part_report(quiet=quiet), "to_bfloat16": to_bfloat16}
+    if seed is not None:
+        if source is not None or controlnets or loras or prior:
+            raise UsageError(
+                "--random-init goes without a checkpoint, --controlnet, --lora and --prior",
+                hint="random weights take --config and --tokenizer",
+            )
+        a_name = config and not Path(config).is_file()
+        chosen = config if config and a_name else _read_config(config) or {}
+        export_untrained(chosen, seed, output, **options)
+    elif source is None:
+        raise UsageError("nothing to export", hint="name a diffusers folder, a file or a hub id")
+    else:
+        files = [_lora(text) for text in loras]
+        export_diffusion(
+            source,
+            output,
+            controlnets=controlnets,
+            loras=files,
+            prior=prior,
+            whole=whole,
+            config=_read_config(config),
+            **options,
+        )
     if not quiet:
         click.echo(describe_pipeline(open_pipeline(output)))
 
@@ -227,9 +271,12 @@ def _require_extra(more: tuple[str, ...] = ()) -> None:
         )
 
 
-def _read_config(path: Path | None) -> dict[str, Any] | None:
-    if path is None:
+def _read_config(name: str | None) -> dict[str, Any] | None:
+    if name is None:
         return None
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(f"--config {name}: there is no such file", expected="a JSON file")
     try:
         config = json.loads(path.read_bytes())
     except ValueError as exc:

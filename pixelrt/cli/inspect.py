@@ -127,7 +127,8 @@ def _plan(plan: StoredPlan) -> str:
 
 def _source(source: Source) -> str:
     if source.kind == "random":
-        return f"random weights, seed {source.seed}"
+        made = f"{source.name}: " if source.name != f"seed {source.seed}" else ""
+        return f"{made}random weights, seed {source.seed}"
     return f"{source.name}  sha256 {source.sha256[:16]}..."
 
 

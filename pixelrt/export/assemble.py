@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 
 from pixelrt.bundle_files import MANIFEST, describe_files
-from pixelrt.export.part import Part, export_part
+from pixelrt.export.part import Part, Rewrite, export_part
 from pixelrt.export.pipeline import SUFFIX, made_by
+from pixelrt.export.weights import Weights
 from pixelrt.export.workspace import Workspace
 from pixelrt.manifest import (
     PIPELINE_FORMAT,
@@ -51,7 +52,7 @@ class Plan:
     in memory; ``assets`` by name, complete when ``parts`` is through; ``libraries``: whose versions
     matter beside the usual ones; ``choices``: what else decides the result, as JSON. ``examples``
     runs the original library's whole pipeline, when the networks are done; without it, the bundle
-    has no reference of it."""
+    has no reference of it. ``weights`` and ``to_bfloat16``: see ``export_part``."""
 
     family: str
     variant: str
@@ -62,6 +63,8 @@ class Plan:
     libraries: tuple[str, ...] = ()
     choices: object = None
     examples: Callable[[], Iterable[Example]] | None = None
+    weights: Weights = "float32"
+    to_bfloat16: Rewrite | None = None
 
     def made_by(self) -> dict[str, str]:
         return made_by() | {name: version(name) for name in self.libraries}
@@ -80,10 +83,10 @@ def assemble(plan: Plan, output: Path, *, overwrite: bool, report: Report) -> Pa
     An interrupted export goes on with the first network that was not finished. Raises
     ``CheckpointError``, ``ExportError``, ``OutputError`` or ``UsageError``.
     """
-    key = [plan.family, plan.variant, plan.source, plan.settings, plan.choices, plan.made_by()]
-    key.append(plan.examples is None)
+    key = [plan.family, plan.variant, plan.source, plan.settings, plan.choices, plan.weights]
+    key += [plan.to_bfloat16 is not None, plan.made_by(), plan.examples is None]
     with Workspace(key) as work:
-        done = [_stage(work, part, report) for part in plan.parts()]
+        done = [_stage(work, part, plan, report) for part in plan.parts()]
         whole = work.stage(WHOLE, lambda folder: _write_examples(plan, folder, report))
         report("write")
         with new_pipeline(output, overwrite=overwrite) as folder:
@@ -105,13 +108,16 @@ def assemble(plan: Plan, output: Path, *, overwrite: bool, report: Report) -> Pa
     return output
 
 
-def _stage(work: Workspace, part: Part, report: Report) -> tuple[Path, Exported]:
+def _stage(work: Workspace, part: Part, plan: Plan, report: Report) -> tuple[Path, Exported]:
     report(part.name)
 
     def make(folder: Path) -> None:
         for name in FOLDERS[:2]:
             (folder / name).mkdir()
-        network, measured = export_part(part, folder / FOLDERS[0], folder / FOLDERS[1])
+        graphs, reference = folder / FOLDERS[0], folder / FOLDERS[1]
+        network, measured = export_part(
+            part, graphs, reference, weights=plan.weights, to_bfloat16=plan.to_bfloat16
+        )
         (folder / EXPORTED).write_bytes(msgspec.json.encode(Exported(network, measured)))
 
     path = work.stage(part.name, make)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -19,9 +21,11 @@ from pixelrt.errors import ExportError
 from pixelrt.export.check import BACKEND, open_graph
 from pixelrt.export.segment_graph import Built
 from pixelrt.export.segments import run_in_tiles, write_segments
+from pixelrt.export.shared_weights import save_sharing
 from pixelrt.export.to_onnx import OPSET, export_module
+from pixelrt.export.weights import Weights, round_weights, store
 from pixelrt.fidelity import Comparison, compare, histogram
-from pixelrt.manifest import Component, Graph, Measured, Network, NetworkSample
+from pixelrt.manifest import Component, Graph, GraphVariant, Measured, Network, NetworkSample
 from pixelrt.pipeline_bundle import INPUT, OUTPUT
 from pixelrt.spec import TensorSpec, Tolerance
 
@@ -73,24 +77,33 @@ def noise(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def export_part(part: Part, graphs: Path, reference: Path) -> tuple[Network, list[Measured]]:
+Rewrite = Callable[[ir.Model], ir.Model]
+BFLOAT16_VARIANT = "openvino-bfloat16"
+
+
+def export_part(
+    part: Part,
+    graphs: Path,
+    reference: Path,
+    *,
+    weights: Weights = "float32",
+    to_bfloat16: Rewrite | None = None,
+) -> tuple[Network, list[Measured]]:
     """Write ``NAME.onnx``, ``NAME.bin`` and samples; hold the graph against PyTorch.
+
+    The weights of ``part.module`` are let go once they are written: at most one copy of them is
+    in memory beside what checks the graph. ``weights``: see ``pixelrt.export.weights``; with the
+    values that are stored, PyTorch computes in float32. ``to_bfloat16`` gives the form for
+    OpenVINO of a graph whose weights are stored in bfloat16; both read the same file.
 
     Raises ``ExportError`` with the worst sample and its errors by decade.
     """
-    model = export_module(
-        part.module,
-        part.samples[0],
-        _dynamic_shapes(part),
-        (list(part.inputs), list(part.outputs)),
-    )
+    stored = round_weights(part.module, weights, part.name)
     expected = [_run(part, sample) for sample in part.samples]
-    _name_axes(model, part)
-    file, data = f"{part.name}.onnx", f"{part.name}.bin"
-    ir.save(model, graphs / file, external_data=data)
-    weights = [f"graphs/{data}"] if (graphs / data).is_file() else []
-    graph = Graph("network", f"graphs/{file}", *_specs(model), weights, OPSET)
-    measured = _check(part, _graph_runner(part, graphs / file), expected)
+    graph = _write_graph(part, graphs, stored)
+    part.module.to("meta")
+    gc.collect()  # the exporter leaves cycles that hold the weights
+    measured = _check(part, _graph_runner(part, graphs / Path(graph.file).name), expected)
     samples = []
     for number, (sample, outputs) in enumerate(zip(part.samples, expected, strict=True)):
         name = f"{part.name}-{number}"
@@ -100,12 +113,17 @@ def export_part(part: Part, graphs: Path, reference: Path) -> tuple[Network, lis
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         (reference / f"{name}.npz").write_bytes(buffer.getvalue())
         samples.append(NetworkSample(name, f"reference/{name}.npz"))
-    component = Component(part.name, "float32", [graph])
+    variants = []
+    if to_bfloat16 is not None and stored == torch.bfloat16:
+        variants.append(_write_variant(graph, graphs, to_bfloat16))
+    component = Component(part.name, "float32", [graph], variants)
     tolerance = Tolerance(part.max_abs)
     described = Network(
         component=component, tolerance=tolerance, low_psnr=part.low_psnr, samples=samples
     )
     if part.segments:
+        for one in part.segments:
+            store(one.model, stored)
         segments = write_segments(part.segments, graphs, part.name)
         described = replace(described, segments=segments)
         (source,) = part.inputs
@@ -116,6 +134,34 @@ def export_part(part: Part, graphs: Path, reference: Path) -> tuple[Network, lis
             " in tiles",
         )
     return described, measured
+
+
+def _write_graph(part: Part, graphs: Path, stored: torch.dtype) -> Graph:
+    model = export_module(
+        part.module,
+        part.samples[0],
+        _dynamic_shapes(part),
+        (list(part.inputs), list(part.outputs)),
+    )
+    _name_axes(model, part)
+    store(model, stored)
+    file, data = f"{part.name}.onnx", f"{part.name}.bin"
+    ir.save(model, graphs / file, external_data=data)
+    for value in model.graph.initializers.values():
+        value.const_value = None  # rules of the exporter keep the last graph
+    files = [f"graphs/{data}"] if (graphs / data).is_file() else []
+    return Graph("network", f"graphs/{file}", *_specs(model), files, OPSET)
+
+
+def _write_variant(graph: Graph, graphs: Path, to_bfloat16: Rewrite) -> GraphVariant:
+    plain = graphs / Path(graph.file).name
+    file = plain.with_name(f"{BFLOAT16_VARIANT}-{plain.name}")
+    model = to_bfloat16(ir.load(plain))
+    data = save_sharing(model, file, plain, f"{file.stem}.bin")
+    opset = model.graph.opset_imports[""]
+    names = [f"graphs/{one}" for one in data]
+    made = msgspec.structs.replace(graph, file=f"graphs/{file.name}", data=names, opset=opset)
+    return GraphVariant(BFLOAT16_VARIANT, [made])
 
 
 def _dynamic_shapes(part: Part) -> tuple[object, ...]:

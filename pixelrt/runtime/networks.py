@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pixelrt.pipeline_bundle import PipelineBundle
 from pixelrt.runtime.backends.base import Array, Backend, BackendInfo, Session
-from pixelrt.runtime.backends.select import BACKENDS, Choice, Opened, open_session
+from pixelrt.runtime.backends.select import BACKENDS, FRUGAL_BACKENDS, Choice, Opened, open_session
 from pixelrt.runtime.closing import Closing
 from pixelrt.runtime.in_segments import (
     IN_TILES,
@@ -22,9 +22,10 @@ from pixelrt.runtime.planning import RunOptions
 class Networks(Closing):
     """Opens, runs and closes the networks of ``bundle``.
 
-    ``low_memory``: one network is open at a time. ``verify``: each is held against its samples
-    before its first use on this machine. ``options``: of those that are run in tiles where a
-    picture does not fit, ``tile`` and ``max_memory``. ``used``: what ran each of them.
+    ``low_memory``: one network is open at a time, and ``backends`` are ``FRUGAL_BACKENDS`` where
+    none are given. ``verify``: each is held against its samples before its first use on this
+    machine. ``options``: of those that are run in tiles where a picture does not fit, ``tile`` and
+    ``max_memory``. ``used``: what ran each of them.
     """
 
     def __init__(
@@ -34,14 +35,14 @@ class Networks(Closing):
         *,
         low_memory: bool = False,
         verify: bool = True,
-        backends: tuple[Backend, ...] = BACKENDS,
+        backends: tuple[Backend, ...] = (),
         options: RunOptions | None = None,
     ) -> None:
         self.bundle = bundle
         self.choice = choice or Choice()
         self.low_memory = low_memory
         self._verify = verify
-        self._backends = backends
+        self._backends = backends or (FRUGAL_BACKENDS if low_memory else BACKENDS)
         self.options = options or RunOptions()
         self.used: dict[str, BackendInfo] = {}
         self._open: dict[str, Opened] = {}

@@ -6,6 +6,9 @@ same in every run, and a large share of the nodes. onnxscript's folding does the
 
 from __future__ import annotations
 
+from functools import partial
+
+import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript.optimizer import fold_constants as fold
@@ -15,18 +18,47 @@ from pixelrt.engines.passes.clean import unused_removed
 MAX_RESULT = 2**22
 """Numbers in the largest tensor that may be stored (16 MiB in float32)."""
 MAX_INPUT = 2**26
+HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def fold_constants(model: ir.Model, *, max_result: int = MAX_RESULT) -> ir.Model:
     """A copy of ``model`` in which constant parts are weights.
 
     A result of more than ``max_result`` numbers is left to be computed, unless the weights
-    that it makes superfluous are larger. Random nodes are never folded. Names and declared
-    types of inputs and outputs stay.
+    that it makes superfluous are larger. Weights stored in half precision always become float32
+    again: the precision of the graph is decided later. Random nodes are never folded. Names and
+    declared types of inputs and outputs stay.
     """
     model = model.clone()
     ir.external_data.load_to_model(model)
+    widen_weights(model)
     fold(model, input_size_limit=MAX_INPUT, output_size_limit=max_result)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     unused_removed(model)
     return model
+
+
+def widen_weights(model: ir.Model) -> None:
+    """Take out casts of weights in half precision to float32, in place. A weight becomes float32
+    each time it is read, so that not all of them are held so at once."""
+    for node in list(model.graph):
+        source = node.inputs[0] if node.op_type == "Cast" and not node.domain else None
+        tensor = source.const_value if source is not None and source.is_initializer() else None
+        result = node.outputs[0]
+        if tensor is None or tensor.dtype not in HALVES or result.is_graph_output():
+            continue
+        if node.attributes["to"].as_int() != ir.DataType.FLOAT:
+            continue
+        name, shape = str(result.name), ir.Shape(tensor.shape)
+        make = partial(_widened, tensor, name)
+        wide = ir.LazyTensor(make, dtype=ir.DataType.FLOAT, shape=shape, name=name)
+        kind = ir.TensorType(ir.DataType.FLOAT)
+        value = ir.Value(name=name, type=kind, shape=shape, const_value=wide)
+        for user, at in list(result.uses()):
+            user.replace_input_with(at, value)
+        model.graph.remove(node, safe=True)
+        model.graph.register_initializer(value)
+
+
+def _widened(tensor: ir.TensorProtocol, name: str) -> ir.Tensor:
+    return ir.Tensor(tensor.numpy().astype(np.float32), name=name)

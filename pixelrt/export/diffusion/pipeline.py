@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,11 @@ from pixelrt.export.diffusion.lora import LoraFile
 from pixelrt.export.diffusion.recipes import UPSCALERS, plan_of
 from pixelrt.export.diffusion.single_file import is_single_file, open_single_file
 from pixelrt.export.diffusion.source import DiffusersFolder, open_diffusers
+from pixelrt.export.diffusion.untrained import open_untrained
 from pixelrt.export.diffusion.upscalers import upscaler_plan
+from pixelrt.export.part import Rewrite
 from pixelrt.export.pipeline import check_output
+from pixelrt.export.weights import Weights
 
 
 def export_diffusion(
@@ -28,6 +32,8 @@ def export_diffusion(
     config: Mapping[str, Any] | None = None,
     prior: str | None = None,
     whole: bool = True,
+    weights: Weights = "auto",
+    to_bfloat16: Rewrite | None = None,
     overwrite: bool = False,
     report: Report = lambda part: None,
 ) -> Path:
@@ -36,14 +42,40 @@ def export_diffusion(
 
     ``controlnets``: folders of ControlNets that become part of the UNet's graph. ``loras``: files
     merged into the weights. ``tokenizers`` and ``config``: for a single file, see
-    ``open_single_file``. ``prior``: folder or hub id of Kandinsky's. ``whole``: also run the whole
-    pipeline in diffusers, for `pixelrt verify` to reproduce; all networks are in memory then.
-    Raises as ``assemble`` does.
+    ``open_single_file``. ``prior``: folder or hub id of Kandinsky's. ``weights``: see
+    ``pixelrt.export.weights``; ``to_bfloat16``: see ``export_part``. ``whole``: also run the whole
+    pipeline in diffusers, for `pixelrt verify` to reproduce; all networks are in memory then. It is
+    left out where weights are rounded, since diffusers' would not be. Raises as ``assemble`` does.
     """
     check_output(output, overwrite)
     plan = _plan(_opened(source, tokenizers, config), controlnets, loras, prior)
-    plan = plan if whole else replace(plan, examples=None)
+    plan = replace(plan, weights=weights, to_bfloat16=to_bfloat16)
+    plan = plan if whole and weights in ("auto", "float32") else replace(plan, examples=None)
     return assemble(plan, output, overwrite=overwrite, report=report)
+
+
+def export_untrained(
+    config: str | Mapping[str, Any],
+    seed: int,
+    output: Path,
+    *,
+    tokenizers: Sequence[str] = (),
+    weights: Weights = "auto",
+    to_bfloat16: Rewrite | None = None,
+    overwrite: bool = False,
+    report: Report = lambda part: None,
+) -> Path:
+    """Write a verified bundle of random weights to ``output``, without a run of the whole pipeline;
+    gives ``output``.
+
+    ``config`` and ``tokenizers``: see ``open_untrained``. Raises as ``assemble`` does.
+    """
+    check_output(output, overwrite)
+    with tempfile.TemporaryDirectory(prefix="pixelrt-export-") as folder:
+        opened = open_untrained(config, seed, tokenizers, Path(folder))
+        plan = replace(plan_of(opened), source=opened.source, examples=None)
+        plan = replace(plan, weights=weights, to_bfloat16=to_bfloat16)
+        return assemble(plan, output, overwrite=overwrite, report=report)
 
 
 def _plan(

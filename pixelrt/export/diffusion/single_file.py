@@ -103,11 +103,11 @@ def open_single_file(
     weights tell. Raises ``CheckpointError`` where the layout is unknown or something is missing,
     ``UsageError`` where tokenizers are.
     """
-    given = _checked_config(config or {})
+    given = checked_config(config or {})
     tensors = _tensors(source)
     layout = layout_of(tensors, str(source))
     names = [one.part.replace("text_encoder", "tokenizer") for one in layout.encoders]
-    folders = _tokenizers(tokenizers, names, layout.title)
+    folders = tokenizers_of(tokenizers, names, layout.title)
     try:
         configs = configs_of(tensors, layout, given)
     except CheckpointError as error:
@@ -130,7 +130,7 @@ def open_single_file(
     return file
 
 
-def _checked_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def checked_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     wrong = [
         name for name, value in config.items() if name not in CONFIGS or not isinstance(value, dict)
     ]
@@ -160,7 +160,7 @@ def _tensors(source: str | Path) -> Mapping[str, Tensor]:
 # -- tokenizers -----------------------------------------------------------------------------
 
 
-def _tokenizers(given: Sequence[str], names: list[str], title: str) -> dict[str, Path]:
+def tokenizers_of(given: Sequence[str], names: list[str], title: str) -> dict[str, Path]:
     folders = [_tokenizer_folder(one) for one in given]
     if len(folders) == 1 and all((folders[0] / name).is_dir() for name in names):
         return {name: folders[0] / name for name in names}

@@ -19,18 +19,24 @@ from pixelrt.spec import TensorSpec
 if TYPE_CHECKING:
     import onnxruntime
 
+NO_PACKING = "session.disable_prepacking"
 INSTALL_HINT = "pip install 'pixelrt[cpu]'"
 MEMORY_WORDS = ("bad_alloc", "failed to allocate", "out of memory", "cuda failure 2:")
 """``CUDA failure 2`` is ``cudaErrorMemoryAllocation``."""
 
 
 class OnnxRuntimeCpu:
-    """All of onnxruntime's CPU kernels, fp32, one thread per usable processor."""
+    """All of onnxruntime's CPU kernels, fp32, one thread per usable processor.
+
+    ``frugal``: weights stay in their file, in the type that they are stored in, and are made
+    float32 as each one is needed; nothing is kept from one run to the next. That is slower.
+    """
 
     name = "onnxruntime-cpu"
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, *, frugal: bool = False) -> None:
         self.threads = threads
+        self.frugal = frugal
 
     def missing(self) -> str:
         if importlib.util.find_spec("onnxruntime") is None:
@@ -43,7 +49,8 @@ class OnnxRuntimeCpu:
         info = BackendInfo(self.name, ort.__version__, processor_name(), bundle.component.precision)
         graph = bundle.component.graph(role)
         threads = self.threads or usable_cpus()
-        return (Offer(info, lambda: OnnxRuntimeSession(bundle, graph, info, threads)),)
+        frugal = self.frugal
+        return (Offer(info, lambda: OnnxRuntimeSession(bundle, graph, info, threads, frugal)),)
 
 
 class OnnxRuntimeSession(Closing):
@@ -53,7 +60,12 @@ class OnnxRuntimeSession(Closing):
     samples: tuple[Sample, ...] = ()
 
     def __init__(
-        self, bundle: BundledNetwork, graph: Graph, info: BackendInfo, threads: int
+        self,
+        bundle: BundledNetwork,
+        graph: Graph,
+        info: BackendInfo,
+        threads: int,
+        frugal: bool = False,
     ) -> None:
         import onnxruntime as ort
 
@@ -62,6 +74,12 @@ class OnnxRuntimeSession(Closing):
         self.outputs: tuple[TensorSpec, ...] = tuple(graph.outputs)
         options = tile_options(ort)
         options.intra_op_num_threads = threads
+        if frugal:
+            # Folding would make float32 of half precision, which leaving out ConstantFolding alone
+            # does not prevent (seen with 1.31); packing would make a second copy of all.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.add_session_config_entry(NO_PACKING, "1")
+            options.enable_cpu_mem_arena = False
         try:
             self._session: onnxruntime.InferenceSession | None = ort.InferenceSession(
                 str(bundle.path(graph.file)),

@@ -15,6 +15,8 @@ from pixelrt.runtime.backends.openvino_session import open_openvino
 from pixelrt.runtime.backends.openvino_source import PluginSource, Source
 from pixelrt.runtime.machine import processor_flags, processor_name, usable_cpus
 
+BFLOAT16_VARIANT = "openvino-bfloat16"
+"""A graph whose own type is bfloat16, for little memory; OpenVINO's own package reads it."""
 VARIANT, LOW_VARIANT = "openvino", "openvino-low"
 """The graphs of a bundle that were made for it; the second only pay below float32."""
 
@@ -31,6 +33,7 @@ class _OpenVinoCpu:
     """OpenVINO's CPU kernels, in the fastest precision that the reference outputs allow."""
 
     name: str
+    typed: frozenset[str] = frozenset()
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads
@@ -48,7 +51,7 @@ class _OpenVinoCpu:
             share = MEMORY_SHARES[precision]
             info = BackendInfo(self.name, version, processor_name(), precision, memory_share=share)
             settings = Settings(precision, self.threads or usable_cpus())
-            source = source_of(bundle, _graph(bundle, role, precision), settings)
+            source = source_of(bundle, _graph(bundle, role, precision, self.typed), settings)
             offers.append(Offer(info, partial(open_openvino, source, info)))
         return tuple(offers)
 
@@ -74,6 +77,7 @@ class OpenVino(_OpenVinoCpu):
     """Through OpenVINO's own package, on any processor that it has kernels for."""
 
     name = "openvino"
+    typed = frozenset({"bfloat16"})
 
     def missing(self) -> str:
         return missing_package()
@@ -102,8 +106,11 @@ def _installed(package: OpenVino) -> OpenVino:
     return package
 
 
-def _graph(bundle: BundledNetwork, role: GraphRole, precision: str) -> Graph:
+def _graph(bundle: BundledNetwork, role: GraphRole, precision: str, typed: frozenset[str]) -> Graph:
+    """``typed``: precisions whose own graphs are read."""
     made = {variant.backend for variant in bundle.component.variants}
+    if precision in typed and BFLOAT16_VARIANT in made:
+        return bundle.component.graph(role, BFLOAT16_VARIANT)
     low = precision != "float32" and LOW_VARIANT in made
     return bundle.component.graph(role, LOW_VARIANT if low else VARIANT)
 

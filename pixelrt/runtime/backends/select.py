@@ -27,6 +27,9 @@ BACKENDS: tuple[Backend, ...] = (
 )
 """In the order in which ``auto`` tries them."""
 
+FRUGAL_BACKENDS = (*BACKENDS[:-1], OnnxRuntimeCpu(frugal=True))
+"""Those that take less memory, and more time."""
+
 PRECISIONS = ("auto", "float16", "bfloat16", "tf32", "float32")
 
 
