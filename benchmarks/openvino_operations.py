@@ -14,47 +14,59 @@ from pixelrt.bench.statistics import percentile
 from pixelrt.bundle import Bundle
 from pixelrt.errors import BackendError
 from pixelrt.geometry import Size
+from pixelrt.runtime.backends.openvino_source import Source
 
 LAST = 3
 NOT_RUN = "not_executed"
+FUSED = "Subgraph "
+"""Kernels that OpenVINO makes of several operations, such as an attention. It does not say which
+matrix products are in them: those that are in no other one are."""
 PRODUCT_ALONE = "/WithoutBiases"
 """What OpenVINO adds to the name of a node whose bias it has made a node of its own."""
 
 
 def operation_rows(bundle: Bundle, size: Size, rounds: int) -> Iterator[OpenVinoRow]:
-    """Seconds of one run by type of operation and kernel, for the shape of one picture.
+    """Those of ``counted_rows`` for one picture of ``size``."""
+    _require_package()
+    source = running_source(bundle)
+    yield from counted_rows(source, feeds_of(bundle, source.graph, size), rounds)
+
+
+def counted_rows(source: Source, feeds: dict[str, Any], rounds: int) -> Iterator[OpenVinoRow]:
+    """Seconds of one run by type of operation and kernel, for the shapes of ``feeds``.
 
     The ``openvino`` package compiles the graph that pixelrt gives OpenVINO, in the same
     precision with the same settings, ``rounds`` times: medians. ``operations per second`` is
     twice the multiply-adds of the ONNX nodes that a kernel computes over its time. Raises
     ``BackendError`` without the package, and where a product of the graph is in no kernel.
     """
-    if importlib.util.find_spec("openvino") is None:
-        raise BackendError(
-            "the package openvino is not installed",
-            found="onnxruntime's plugin gives no counters; pip install 'pixelrt[benchmarks]'",
-        )
+    _require_package()
     import openvino as ov
 
-    source = running_source(bundle)
-    path = bundle.path(source.graph.file)
-    feeds = feeds_of(bundle, source.graph, size)
-    (feed,) = feeds.values()
+    path = source.bundle.path(source.graph.file)
     settings = source.settings.properties() | {"PERF_COUNT": "YES"}
     core = ov.Core()
     model = core.read_model(str(path))
-    model.reshape(list(feed.shape))
+    model.reshape({name: list(feed.shape) for name, feed in feeds.items()})
     runs: list[list[float]] = []
     for _ in range(rounds):
         compiled = core.compile_model(model, "CPU", settings)
         request = compiled.create_infer_request()
-        run = partial(request.infer, [feed], share_inputs=True, share_outputs=True)
+        run = partial(request.infer, feeds, share_inputs=True, share_outputs=True)
         runs.append(counted(compiled, run))
     each = [percentile(times, 50) for times in zip(*runs, strict=True)]
     precision = source.settings.precision
     facts = {"seconds": sum(each), "seconds of a run": median_run(run)}
     yield OpenVinoRow("operations", "all", facts, note=precision)
     yield from grouped(kernels_of(compiled), each, multiply_adds_of(path, feeds), precision)
+
+
+def _require_package() -> None:
+    if importlib.util.find_spec("openvino") is None:
+        raise BackendError(
+            "the package openvino is not installed",
+            found="onnxruntime's plugin gives no counters; pip install 'pixelrt[benchmarks]'",
+        )
 
 
 def counted(compiled: Any, run: Callable[[], object]) -> list[float]:
@@ -102,6 +114,10 @@ def grouped(
         group = groups.setdefault(f"{kernel['layerType']} {kernel['primitiveType']}", {})
         for name, value in (("count", 1.0), ("seconds", each), ("multiply-adds", float(sums))):
             group[name] = group.get(name, 0.0) + value
+    fused = [group for name, group in groups.items() if name.startswith(FUSED)]
+    if len(fused) == 1:
+        fused[0]["multiply-adds"] += float(sum(left.values()))
+        left.clear()
     if any(left.values()):
         raise BackendError(
             "products of the graph are in no kernel of OpenVINO",

@@ -24,7 +24,7 @@ from benchmarks.records import OpenVinoRow
 from benchmarks.rounding import ROUNDINGS, with_rounding
 from pixelrt.bench.resources import host_peak
 from pixelrt.bench.statistics import percentile
-from pixelrt.bundle import Bundle, open_bundle
+from pixelrt.bundle import Bundle, BundledNetwork, open_bundle
 from pixelrt.errors import BackendError
 from pixelrt.geometry import Size
 from pixelrt.grid import grid_size
@@ -150,7 +150,7 @@ def peak_of(root: Path, name: str, size: Size) -> int:
     return peak.value
 
 
-def sources_of(bundle: Bundle, role: GraphRole) -> dict[str, Source]:
+def sources_of(bundle: BundledNetwork, role: GraphRole) -> dict[str, Source]:
     """What pixelrt gives OpenVINO to compile, by precision, best first."""
     found = {}
     for offer in offers_of(openvino_here(), bundle, role):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from benchmarks.ceilings import ceiling_of
 from benchmarks.markdown import markdown
-from benchmarks.records import OpenVinoCase, OpenVinoReport, OpenVinoRow
+from benchmarks.records import Ceiling, OpenVinoCase, OpenVinoReport, OpenVinoRow
 from benchmarks.rounding import ROUNDINGS
 from pixelrt.cli.bench_table import seconds_text
 
@@ -27,7 +27,8 @@ def openvino_tables(report: OpenVinoReport) -> list[str]:
         rows = [row for case in report.cases for row in _cells(case, part, head, cells)]
         if rows:
             lines += ["", title, "", *markdown(head, rows)]
-    return [*lines, *(line for case in report.cases for line in _operations(case, report))]
+    tables = (operations_table(case, report.ceilings) for case in report.cases)
+    return [*lines, *(line for table in tables for line in table)]
 
 
 PSNR_TITLE = (
@@ -99,14 +100,14 @@ def _memory(case: OpenVinoCase, rows: list[OpenVinoRow]) -> Rows:
     yield (case.subject.name, *(found.get(name, "–") for name in names))
 
 
-def _operations(case: OpenVinoCase, report: OpenVinoReport) -> list[str]:
+def operations_table(case: OpenVinoCase, ceilings: list[Ceiling]) -> list[str]:
     rows = [row for row in case.rows if row.part == "operations"]
     if not rows:
         return []
     if rows[0].reason:
         return ["", f"**Operations of {case.name}**: not measured: {rows[0].reason}"]
     total, *kernels = rows
-    top = ceiling_of(report.ceilings, total.note)
+    top = ceiling_of(ceilings, total.note)
     lines = [
         *("", f"**Operations of {case.name}** in {total.note}: "),
         *("", *markdown(OPERATIONS_HEAD, _kernel_rows(kernels, total.facts["seconds"], top))),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,7 @@ from pixelrt.bench.steady import WarmupLimits
 from pixelrt.bundle import Bundle, open_bundle
 from pixelrt.errors import BackendError
 from pixelrt.geometry import Size, TilePlan
+from pixelrt.pipeline_bundle import PipelineBundle
 from pixelrt.runtime.machine import usable_cpus
 from pixelrt.runtime.pipelines.image import ImageModel
 
@@ -50,16 +51,21 @@ class Effort:
 QUICK = Effort(2, 0.0, 0.0, WarmupLimits(0.0, max_seconds=1.0, max_runs=3))
 
 
+Fidelity = Callable[[Path, Path, Path, Literal["grid", "library"]], tuple[float | None, str]]
+"""Of bundle, input and output; see ``output_fidelity``."""
+
+
 @dataclass(frozen=True)
 class Jobs:
     """The whole image, and the part of it that peers which cannot tile are given."""
 
-    bundle: Bundle
+    bundle: Bundle | PipelineBundle
     whole: Job
     part: Job
     parts: int
     part_size: Size
     folder: Path
+    fidelity: Fidelity = field(default_factory=lambda: output_fidelity)
 
     def job(self, contender: Contender) -> tuple[Job, int]:
         return (self.whole, 1) if contender.whole else (self.part, self.parts)
@@ -128,7 +134,7 @@ def _side(
 ) -> Side:
     output = jobs.folder / "output.npy"
     peak = worker.save(output)
-    fidelity = run_isolated(output_fidelity, jobs.bundle.root, job.image, output, contender.pad)
+    fidelity = run_isolated(jobs.fidelity, jobs.bundle.root, job.image, output, contender.pad)
     stability = judge(times, warmed_up=worker.ready.warmup.steady)
     extra = f"; one of {parts} tiles was run, the image is {parts} times that" if parts > 1 else ""
     return Side(

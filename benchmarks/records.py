@@ -170,12 +170,27 @@ class OpenVinoReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     cases: list[OpenVinoCase]
 
 
-AnyReport = CompareReport | GrowthReport | GpuReport | OpenVinoReport
+class DiffusionReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``cases``: networks of one pipeline; ``operations``: of each, as OpenVINO counts them;
+    ``overhead``: by scheduler, ``seconds`` of a step outside the networks, and their ``share`` of
+    the UNet's."""
+
+    kind: Literal["diffusion"] = "diffusion"
+    origin: Origin
+    quick: bool
+    ceilings: list[Ceiling]
+    cases: list[Compared]
+    operations: list[OpenVinoCase]
+    overhead: list[OpenVinoRow]
+
+
+AnyReport = CompareReport | GrowthReport | GpuReport | OpenVinoReport | DiffusionReport
 KINDS: dict[str, type[AnyReport]] = {
     "compare": CompareReport,
     "growth": GrowthReport,
     "gpu": GpuReport,
     "openvino": OpenVinoReport,
+    "diffusion": DiffusionReport,
 }
 
 

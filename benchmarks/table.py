@@ -1,4 +1,4 @@
-"""``python -m benchmarks.table``: the tables of README.md and docs/openvino.md, made from
+"""``python -m benchmarks.table``: the tables of README.md and of pages of docs/, made from
 ``benchmarks/results/``."""
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import click
 
 from benchmarks.compare import decibels
 from benchmarks.markdown import markdown
-from benchmarks.openvino_table import openvino_tables
+from benchmarks.openvino_table import openvino_tables, operations_table
 from benchmarks.records import (
     AnyReport,
+    Ceiling,
     Compared,
     CompareReport,
+    DiffusionReport,
     GpuReport,
     GrowthReport,
     OpenVinoReport,
@@ -32,6 +34,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
 OPENVINO = ROOT / "docs" / "openvino.md"
+DIFFUSION = ROOT / "docs" / "diffusion.md"
 BEGIN = "<!-- benchmarks: made by `python -m benchmarks.table`, do not edit -->"
 END = "<!-- end of benchmarks -->"
 SIZES = ("size", "threads")
@@ -43,7 +46,7 @@ SIZES = ("size", "threads")
 def main(check: bool) -> int:
     """Write the tables between the two markers of each page."""
     results, changed = read_results(RESULTS), False
-    for page in (README, OPENVINO):
+    for page in (README, OPENVINO, DIFFUSION):
         old = page.read_text(encoding="utf-8")
         new = with_tables(old, render_page(page, results))
         changed |= old != new
@@ -53,8 +56,10 @@ def main(check: bool) -> int:
 
 
 def render_page(page: Path, results: Iterable[tuple[str, AnyReport]]) -> str:
-    """The tables of a page: of OpenVINO's parts on its own page, of all else in the README."""
-    mine = [one for one in results if isinstance(one[1], OpenVinoReport) == (page == OPENVINO)]
+    """The tables of a page: of OpenVINO's parts and of diffusion on pages of their own, of all else
+    in the README."""
+    pages = {OpenVinoReport: OPENVINO, DiffusionReport: DIFFUSION}
+    mine = [one for one in results if pages.get(type(one[1]), README) == page]
     return render(mine, os.path.relpath(RESULTS, page.parent))
 
 
@@ -92,7 +97,9 @@ def render(results: Iterable[tuple[str, AnyReport]], folder: str = "benchmarks/r
 
 def _body(report: AnyReport) -> list[str]:
     if isinstance(report, CompareReport):
-        return [line for case in report.cases for line in _compared(case)] + _ceilings(report)
+        return _cases(report.cases, report.ceilings)
+    if isinstance(report, DiffusionReport):
+        return _diffusion(report)
     if isinstance(report, GrowthReport):
         return _growth(report)
     if isinstance(report, OpenVinoReport):
@@ -164,10 +171,25 @@ def _bytes(value: object) -> str:
     return bytes_text(value if isinstance(value, int) else 0)
 
 
-def _ceilings(report: CompareReport) -> list[str]:
+def _cases(cases: list[Compared], ceilings: list[Ceiling]) -> list[str]:
+    return [line for case in cases for line in _compared(case)] + _ceilings(ceilings)
+
+
+def _diffusion(report: DiffusionReport) -> list[str]:
+    head = ("scheduler", "a step outside the networks", "share of the UNet's step")
+    rows = [
+        (row.name, seconds_text(row.facts["seconds"]), f"{row.facts['share']:.2%}")
+        for row in report.overhead
+    ]
+    lines = [*_cases(report.cases, report.ceilings), "", *markdown(head, rows)]
+    tables = (operations_table(case, report.ceilings) for case in report.operations)
+    return [*lines, *(line for table in tables for line in table)]
+
+
+def _ceilings(ceilings: list[Ceiling]) -> list[str]:
     """The best of each precision, in words."""
     best: dict[str, float] = {}
-    for one in report.ceilings:
+    for one in ceilings:
         best[one.precision] = max(best.get(one.precision, 0.0), one.per_second)
     words = [
         f"{value / 1e9:.0f} {'GB/s copied' if name == 'bytes' else f'GFLOP/s in {name}'}"

@@ -15,6 +15,7 @@ from benchmarks.records import (
     Ceiling,
     Compared,
     CompareReport,
+    DiffusionReport,
     GpuReport,
     GpuRow,
     Growth,
@@ -32,6 +33,7 @@ from benchmarks.records import (
 from benchmarks.script import run_command
 from benchmarks.table import (
     BEGIN,
+    DIFFUSION,
     END,
     OPENVINO,
     README,
@@ -127,7 +129,20 @@ def openvino_report() -> OpenVinoReport:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("make", [compare_report, growth_report, gpu_report, openvino_report])
+def diffusion_report() -> DiffusionReport:
+    compared, counted = compare_report(), openvino_report()
+    facts = {"seconds": 0.002, "share": 0.0002}
+    return DiffusionReport(
+        origin=made_by("python -m benchmarks.diffusion"), quick=False,
+        ceilings=counted.ceilings, cases=compared.cases, operations=counted.cases,
+        overhead=[OpenVinoRow("overhead", "euler", facts)],
+    )  # fmt: skip
+
+
+REPORTS = [compare_report, growth_report, gpu_report, openvino_report, diffusion_report]
+
+
+@pytest.mark.parametrize("make", REPORTS)
 def test_files_round_trip(make: Any, tmp_path: Path) -> None:
     write_record(tmp_path / "deep" / "x.json", make())
     assert read_record(tmp_path / "deep" / "x.json") == make()
@@ -230,12 +245,13 @@ def test_tables_go_between_the_markers() -> None:
 
 
 def test_the_command_writes_and_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page, other = tmp_path / "README.md", tmp_path / "docs.md"
-    for one in (page, other):
+    page, other, third = (tmp_path / name for name in ("README.md", "openvino.md", "diffusion.md"))
+    for one in (page, other, third):
         one.write_text(f"{BEGIN}\n{END}\n", encoding="utf-8")
     write_record(tmp_path / "results" / "a.json", compare_report())
     monkeypatch.setattr(table, "README", page)
     monkeypatch.setattr(table, "OPENVINO", other)
+    monkeypatch.setattr(table, "DIFFUSION", third)
     monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
     assert run_command(table.main, ["--check"]) == 1
     assert run_command(table.main, []) == 0
@@ -245,9 +261,20 @@ def test_the_command_writes_and_checks(tmp_path: Path, monkeypatch: pytest.Monke
     assert run_command(table.main, ["--check"]) == 1
     assert run_command(table.main, []) == 0
     assert "50.2 / 49.5" in other.read_text(encoding="utf-8")
+    write_record(tmp_path / "results" / "d.json", diffusion_report())
+    assert run_command(table.main, ["--check"]) == 1
+    assert run_command(table.main, []) == 0
+    text = third.read_text(encoding="utf-8")
+    for words in (
+        "**6.00×**",
+        "| euler | 2 ms | 0.02% |",
+        "**Operations of srgan-x4 128x128** in bfloat16",
+    ):
+        assert words in text, words
+    assert "0.02%" not in page.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", [README, OPENVINO], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, OPENVINO, DIFFUSION], ids=lambda page: page.name)
 def test_the_pages_show_the_results_that_are_committed(page: Path) -> None:
     """Run `python -m benchmarks.table` where this fails."""
     expected = render_page(page, table.read_results(RESULTS))

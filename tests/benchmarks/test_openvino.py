@@ -100,6 +100,9 @@ def test_kernels_are_summed_with_their_products() -> None:
     with pytest.raises(BackendError, match="in no kernel") as caught:
         list(grouped(kernels, [1.0] * 4, {"conv": 3, "lost": 6}, "float32"))
     assert "lost" in str(caught.value)
+    kernels.append(kernel("Subgraph", "jit", "softmax"))
+    rows = list(grouped(kernels, [1.0] * 5, {"conv": 3, "conv2": 6, "lost": 6}, "float32"))
+    assert {row.name: row.facts["multiply-adds"] for row in rows}["Subgraph jit"] == 6
 
 
 def test_without_the_package_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
