@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import signal
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,6 +85,20 @@ def made_once(run_folder: Path) -> Callable[..., Path]:
         return folder
 
     return once
+
+
+@pytest.fixture(scope="session", autouse=True)
+def equal_networks_are_exported_once(made_once: Callable[..., Path]) -> Iterator[None]:
+    """See ``tests.exports``; tests that export nothing do not wait for torch."""
+    part = sys.modules.get("pixelrt.export.part")
+    if part is None:
+        yield
+        return
+    from tests.exports import sharing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(part, "export_module", sharing(part.export_module, made_once))
+        yield
 
 
 @pytest.fixture(scope="session")

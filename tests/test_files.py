@@ -218,7 +218,7 @@ def _python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
         cwd=Path(files.__file__).parents[1],
     )
 

@@ -185,7 +185,7 @@ def test_a_run_that_is_stopped_leaves_nothing(
     assert process.stdout is not None
     assert [process.stdout.readline() for _ in range(3)] == ["frame\n"] * 3
     process.send_signal(how)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=300)
     assert not target.exists()
     if how == signal.SIGINT:
         assert process.returncode == 130, told

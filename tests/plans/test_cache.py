@@ -67,6 +67,7 @@ def start(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     """Another process; the first line that it prints says that it is where the test wants it."""
     with subprocess.Popen(
         [sys.executable, "-c", PRELUDE + textwrap.dedent(script), *map(str, arguments)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -87,7 +88,7 @@ def run(script: str, *arguments: object) -> str:
 BUILDER = """
 def make():
     print("making", flush=True)
-    time.sleep(float(sys.argv[2]))
+    sys.stdin.readline()
     return Artefact(b"a plan")
 entry = PlanCache(folder).get_or_make(key(1), make)
 """
@@ -204,7 +205,7 @@ def test_sixteen_processes_make_it_once(tmp_path: Path) -> None:
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    said = sorted(process.communicate(timeout=120)[0] for process in processes)
+    said = sorted(process.communicate(timeout=300)[0] for process in processes)
     assert said == ["found\n"] * 15 + ["made\n"]
     assert (tmp_path / "builds").read_text() == "built\n"
     assert rubbish(tmp_path / "plans") == []
@@ -215,16 +216,22 @@ def test_waiting_is_said_and_ends_with_the_other_s_work(
 ) -> None:
     monkeypatch.setattr(cache_module, "_PATIENCE_S", 0.1)
     said: list[str] = []
-    with start(BUILDER, tmp_path, 1.0) as builder:
+    with start(BUILDER, tmp_path) as builder:
+        assert builder.stdin is not None
         assert builder.stdout is not None
         assert builder.stdout.readline() == "making\n"
-        with PlanCache(tmp_path, report=said.append).get_or_make(key(1), never) as entry:
+
+        def report(text: str) -> None:
+            said.append(text)
+            builder.communicate("go on\n")
+
+        with PlanCache(tmp_path, report=report).get_or_make(key(1), never) as entry:
             assert not entry.made
     assert said == [f"waiting for another process that is making {key(1)[:12]}"]
 
 
 def test_a_killed_builder_s_work_is_taken_over(tmp_path: Path) -> None:
-    with start(BUILDER, tmp_path, 300) as builder:
+    with start(BUILDER, tmp_path) as builder:
         assert builder.stdout is not None
         assert builder.stdout.readline() == "making\n"
         threading.Timer(0.3, builder.kill).start()
@@ -238,14 +245,14 @@ def test_ctrl_c_ends_the_waiting(tmp_path: Path) -> None:
     def say(text): print(text, flush=True)
     PlanCache(folder, report=say).get_or_make(key(1), lambda: Artefact(b""))
     """
-    with start(BUILDER, tmp_path, 300) as builder:
+    with start(BUILDER, tmp_path) as builder:
         assert builder.stdout is not None
         assert builder.stdout.readline() == "making\n"
         with start(waiter_script, tmp_path) as waiter:
             assert waiter.stdout is not None
             assert waiter.stdout.readline().startswith("waiting")
             waiter.send_signal(signal.SIGINT)
-            _, err = waiter.communicate(timeout=20)
+            _, err = waiter.communicate(timeout=300)
         assert "KeyboardInterrupt" in err
         assert builder.poll() is None  # and the builder goes on
         builder.kill()

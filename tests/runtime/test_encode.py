@@ -380,7 +380,7 @@ def test_a_file_that_cannot_grow(tmp_path: Path, suffix: str) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
         cwd=Path(encode.__file__).parents[2],
     )
     assert "larger than allowed" in result.stdout, result.stderr
