@@ -21,7 +21,6 @@ PIPELINES: dict[str, type[Pipeline]] = {
     "upscaler": PixelUpscaler,
 }
 """What runs the families of bundles."""
-PIPELINES = {"stable-diffusion": StableDiffusion, "stable-diffusion-xl": StableDiffusion}
 ELSEWHERE = {"stylegan2": "`pixelrt stylegan` and pixelrt.load_stylegan run it"}
 """Pipelines that are no diffusion, and what runs them."""
 
