@@ -1,4 +1,4 @@
-"""``python -m benchmarks.table``: the tables of README.md and of pages of docs/, made from
+"""``python -m benchmarks.table``: the tables of the README and of pages of docs/, made from
 ``benchmarks/results/``."""
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from benchmarks.records import (
     read_record,
 )
 from benchmarks.script import run_script
+from benchmarks.summary import summary
 from pixelrt.cli.bench_table import bytes_text, plan_text, psnr_text, seconds_text
 from pixelrt.errors import CheckError, InputError
 
@@ -35,10 +36,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
 OPENVINO = ROOT / "docs" / "openvino.md"
 DIFFUSION = ROOT / "docs" / "diffusion.md"
+BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 BEGIN = "<!-- benchmarks: made by `python -m benchmarks.table`, do not edit -->"
 END = "<!-- end of benchmarks -->"
 SIZES = ("size", "threads")
-"""The sweeps of ``benchmarks.growth`` that the README shows."""
+"""The sweeps of ``benchmarks.growth`` that are shown."""
 
 
 @click.command()
@@ -46,7 +48,7 @@ SIZES = ("size", "threads")
 def main(check: bool) -> int:
     """Write the tables between the two markers of each page."""
     results, changed = read_results(RESULTS), False
-    for page in (README, OPENVINO, DIFFUSION):
+    for page in (README, BENCHMARKS, OPENVINO, DIFFUSION):
         old = page.read_text(encoding="utf-8")
         new = with_tables(old, render_page(page, results))
         changed |= old != new
@@ -56,10 +58,13 @@ def main(check: bool) -> int:
 
 
 def render_page(page: Path, results: Iterable[tuple[str, AnyReport]]) -> str:
-    """The tables of a page: of OpenVINO's parts and of diffusion on pages of their own, of all else
-    in the README."""
+    """The tables of a page: the README has a summary, OpenVINO's parts and diffusion have pages of
+    their own, and all else stands with how it is measured."""
+    if page == README:
+        reports = [one for _, one in results if isinstance(one, CompareReport)]
+        return "\n".join([*summary(reports), "", ""]) if reports else ""
     pages = {OpenVinoReport: OPENVINO, DiffusionReport: DIFFUSION}
-    mine = [one for one in results if pages.get(type(one[1]), README) == page]
+    mine = [one for one in results if pages.get(type(one[1]), BENCHMARKS) == page]
     return render(mine, os.path.relpath(RESULTS, page.parent))
 
 

@@ -31,8 +31,10 @@ from benchmarks.records import (
     write_record,
 )
 from benchmarks.script import run_command
+from benchmarks.summary import summary
 from benchmarks.table import (
     BEGIN,
+    BENCHMARKS,
     DIFFUSION,
     END,
     OPENVINO,
@@ -223,11 +225,29 @@ def test_tables_of_openvino() -> None:
 
 def test_each_page_has_its_own_results() -> None:
     results = [("a.json", compare_report()), ("o.json", openvino_report())]
-    readme, page = (render_page(one, results) for one in (README, OPENVINO))
-    assert "(benchmarks/results/a.json)" in readme
-    assert "o.json" not in readme
+    readme, all_rows, page = (render_page(one, results) for one in (README, BENCHMARKS, OPENVINO))
+    assert "(../benchmarks/results/a.json)" in all_rows
+    assert "o.json" not in all_rows
+    assert ".json" not in readme
     assert "(../benchmarks/results/o.json)" in page
     assert "a.json" not in page
+
+
+def test_the_summary_has_a_row_for_each_network() -> None:
+    """Of what pixelrt ran by its own choice; OpenVINO in that precision."""
+    pairs = [
+        Pair(side("torch eager float32", seconds=6.0), side("pixelrt"), 11, 6.0, 5.5, 6.5),
+        Pair(side("onnxruntime bare", stable=False), side("pixelrt"), 11, 2.0, 1.9, 2.1),
+        Pair(side("openvino float32 bare"), side("pixelrt float32"), 11, 1.5, 1.4, 1.6),
+        Pair(side("openvino float16 bare"), side("pixelrt float16"), 11, 1.25, 1.2, 1.3),
+    ]
+    case = Compared("srgan-x4 128x128", SUBJECT, 128, 128, 25_000_000_000, pairs, [])
+    alone = Compared("unet 256x256", SUBJECT, 256, 256, 1, pairs[2:], [])
+    text = "\n".join(summary([compare_report(cases=[case, alone])]))
+    row = "| srgan-x4 128x128 | 1 s, float16 | 6.00× | – | ~2.00× | 1.25× | 42% | 61.2 dB |"
+    assert row in text
+    assert "**a processor, 2 processors**" in text
+    assert "unet" not in text
 
 
 def test_trials_are_not_shown() -> None:
@@ -246,17 +266,20 @@ def test_tables_go_between_the_markers() -> None:
 
 def test_the_command_writes_and_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page, other, third = (tmp_path / name for name in ("README.md", "openvino.md", "diffusion.md"))
-    for one in (page, other, third):
+    rows = tmp_path / "benchmarks.md"
+    for one in (page, rows, other, third):
         one.write_text(f"{BEGIN}\n{END}\n", encoding="utf-8")
     write_record(tmp_path / "results" / "a.json", compare_report())
     monkeypatch.setattr(table, "README", page)
+    monkeypatch.setattr(table, "BENCHMARKS", rows)
     monkeypatch.setattr(table, "OPENVINO", other)
     monkeypatch.setattr(table, "DIFFUSION", third)
     monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
     assert run_command(table.main, ["--check"]) == 1
     assert run_command(table.main, []) == 0
     assert run_command(table.main, ["--check"]) == 0
-    assert "6.00×" in page.read_text(encoding="utf-8")
+    assert "| srgan-x4 128x128 |" in page.read_text(encoding="utf-8")
+    assert "6.00×" in rows.read_text(encoding="utf-8")
     write_record(tmp_path / "results" / "o.json", openvino_report())
     assert run_command(table.main, ["--check"]) == 1
     assert run_command(table.main, []) == 0
@@ -274,7 +297,9 @@ def test_the_command_writes_and_checks(tmp_path: Path, monkeypatch: pytest.Monke
     assert "0.02%" not in page.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", [README, OPENVINO, DIFFUSION], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [README, BENCHMARKS, OPENVINO, DIFFUSION], ids=lambda page: page.name
+)
 def test_the_pages_show_the_results_that_are_committed(page: Path) -> None:
     """Run `python -m benchmarks.table` where this fails."""
     expected = render_page(page, table.read_results(RESULTS))
