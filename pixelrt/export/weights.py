@@ -65,7 +65,9 @@ def store(model: ir.Model, kind: torch.dtype) -> None:
         tensor = value.const_value
         if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.nbytes <= SMALL:
             continue
-        if any(output is value for output in model.graph.outputs) or not _tensor_held(tensor, kind):
+        if any(output is value for output in model.graph.outputs) or not _tensor_held(
+            tensor, STORED[kind]
+        ):
             continue
         casts.append(_cast(model.graph, value, tensor, STORED[kind]))
     if casts:
@@ -94,8 +96,10 @@ def _rounded(tensor: ir.TensorProtocol, kind: ir.DataType, name: str) -> ir.Tens
     return ir.Tensor(tensor.numpy().astype(kind.numpy()), dtype=kind, name=name)
 
 
-def _tensor_held(tensor: ir.TensorProtocol, kind: torch.dtype) -> bool:
-    return _held([torch.from_numpy(np.ascontiguousarray(tensor.numpy()))], kind)
+def _tensor_held(tensor: ir.TensorProtocol, kind: ir.DataType) -> bool:
+    values = tensor.numpy()
+    with np.errstate(over="ignore"):
+        return bool((values.astype(kind.numpy()).astype(values.dtype) == values).all())
 
 
 def _held(tensors: Iterable[Tensor], kind: torch.dtype) -> bool:
