@@ -148,7 +148,7 @@ def _method(bundle: PipelineBundle, reference: PipelineReference) -> Callable[..
     )
 
 
-MODES = ("text_to_image", "image_to_image", "inpaint")
+MODES = ("text_to_image", "image_to_image", "inpaint", "upscale")
 """Methods of diffusion pipelines that are run."""
 
 

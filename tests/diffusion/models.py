@@ -260,12 +260,10 @@ def upscaler(folder: Path) -> StableDiffusionUpscalePipeline:
         only_cross_attention=(True, False),
         use_linear_projection=True,
     )
-    parts = _parts(folder, network)
-    parts["vae"].register_to_config(scaling_factor=0.08333)
     return _saved(
         folder,
         StableDiffusionUpscalePipeline(
-            **parts,
+            **_parts(folder, network),
             low_res_scheduler=DDPMScheduler(beta_schedule="scaled_linear"),
             scheduler=DDIMScheduler(**SD15_SCHEDULER, prediction_type="v_prediction"),
         ),

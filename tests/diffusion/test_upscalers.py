@@ -150,6 +150,17 @@ def test_parts_that_do_not_fit_are_refused(
     assert words in str(caught.value)
 
 
+def test_the_scaling_of_the_pixel_upscaler_is_not_configured(
+    four: Exported, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(four.folder, tmp_path / "pipe"))
+    file = folder / "vae" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "scaling_factor": 0.2}))
+    settings = upscaler_plan(open_diffusers(folder)).settings
+    theirs = diffusers.StableDiffusionUpscalePipeline.from_pretrained(folder)
+    assert settings.scaling == theirs.vae.config.scaling_factor == 0.08333
+
+
 def test_an_upscaler_takes_no_controlnet(four: Exported, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="do not go with StableDiffusionUpscalePipeline"):
         export_diffusion(four.folder, tmp_path / "x.pixelrt", controlnets=[tmp_path])

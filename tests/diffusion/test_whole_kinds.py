@@ -18,6 +18,7 @@ from pixelrt.export.assemble import Plan
 from pixelrt.export.diffusion.kandinsky import kandinsky_plan
 from pixelrt.export.diffusion.recipes import plan_of
 from pixelrt.export.diffusion.source import open_diffusers
+from pixelrt.export.diffusion.upscalers import upscaler_plan
 from pixelrt.manifest import FileEntry, PipelineManifest, PipelineReference
 from pixelrt.pipeline_bundle import PipelineBundle
 from pixelrt.runtime.backends.base import Array, BackendInfo
@@ -97,6 +98,13 @@ def test_kandinsky_with_its_prior(tmp_path: Path) -> None:
     made = kandinsky_models.kandinsky(tmp_path)
     plan = kandinsky_plan(open_diffusers(made.decoder_folder), made.prior_folder)
     assert_whole(plan, tmp_path / "bundle", ("text_to_image", "image_to_image"))
+
+
+@pytest.mark.parametrize("kind", ["latent_upscaler", "upscaler"])
+def test_upscalers(kind: str, tmp_path: Path) -> None:
+    getattr(models, kind)(tmp_path)
+    plan = upscaler_plan(open_diffusers(tmp_path / "pipe"))
+    assert_whole(plan, tmp_path / "bundle", ("upscale",))
 
 
 def assert_whole(plan: Plan, root: Path, modes: tuple[str, ...]) -> None:

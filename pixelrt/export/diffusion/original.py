@@ -65,7 +65,7 @@ class Original:
 
 def ways_of(original: Original) -> Iterator[Way]:
     """The modes of a pipeline, on the smallest size of its grid, a little wider than high."""
-    components = cache(partial(_components, original))
+    components = cache(partial(components_of, original))
     settings = original.settings
     size = _size(settings)
     for mode in original.modes():
@@ -109,7 +109,7 @@ def _arrays(mode: str, controls: int, size: Size) -> dict[str, NDArray[np.uint8]
     return arrays
 
 
-def _components(original: Original) -> dict[str, Any]:
+def components_of(original: Original) -> dict[str, Any]:
     """All that diffusers needs, in memory at once."""
     from transformers import CLIPTokenizer
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pixelrt.errors import CheckpointError
 from pixelrt.export.assemble import Plan
+from pixelrt.export.diffusion.original import Original, components_of
 from pixelrt.export.diffusion.parts import (
     k_unet_part,
     least_side,
@@ -23,13 +25,27 @@ from pixelrt.export.diffusion.recipes import (
     text_settings,
 )
 from pixelrt.export.diffusion.source import DiffusersFolder, digest_of
+from pixelrt.export.diffusion.whole import (
+    GUIDANCE,
+    NEGATIVE,
+    PROMPT,
+    STEPS,
+    Way,
+    examples,
+    make_scheduler,
+)
 from pixelrt.export.part import Part
+from pixelrt.export.samples import photo
+from pixelrt.geometry import Size
 from pixelrt.manifest import Source
 from pixelrt.pipeline_settings import DiffusionSettings
 
 SCHEDULER = "scheduler_config.json"
 NOISE_TOLD = 128
 """Numbers that the x2 upscaler's UNet is told beside the pooled text."""
+PIXEL_SCALING = 0.08333
+"""Of the x4 upscaler's VAE: diffusers takes it whatever the configuration says."""
+NOISE_LEVEL = 20
 
 
 def upscaler_plan(folder: DiffusersFolder) -> Plan:
@@ -54,7 +70,7 @@ def upscaler_plan(folder: DiffusersFolder) -> Plan:
         scheduler=folder.config("scheduler", SCHEDULER),
         latent_channels=int(vae["latent_channels"]),
         latent_scale=scale,
-        scaling=float(vae.get("scaling_factor", 0.18215)),
+        scaling=float(vae.get("scaling_factor", 0.18215)) if not low else PIXEL_SCALING,
         sample_size=side_of(unet["sample_size"]),
         multiple=multiple,
         minimum=minimum,
@@ -81,10 +97,45 @@ def upscaler_plan(folder: DiffusersFolder) -> Plan:
         yield from (encoder, decoder) if family == LATENT_UPSCALER else (decoder,)
 
     source = Source("checkpoint", Path(folder.name).name, digest_of(folder.weights()))
-    libraries = ("diffusers", "tokenizers")
     return Plan(
-        family, folder.pipeline, source, settings, assets, parts, libraries, folder.choices()
+        family,
+        folder.pipeline,
+        source,
+        settings,
+        assets,
+        parts,
+        ("diffusers", "tokenizers"),
+        folder.choices(),
+        lambda: examples([_way(Original(folder, settings, folder.load, list))]),
     )
+
+
+def _way(original: Original) -> Way:
+    """The pipeline on the smallest picture of its grid, a little wider than high."""
+    settings = original.settings
+    step = settings.multiple
+    side = -(-settings.minimum // step) * step
+    options: dict[str, Any] = {
+        "prompt": PROMPT,
+        "negative_prompt": NEGATIVE,
+        "num_inference_steps": STEPS,
+        "guidance_scale": GUIDANCE,
+    }
+    if settings.low_scheduler:
+        options["noise_level"] = NOISE_LEVEL
+    picture = photo(0, Size(side, side + step))
+    return Way("upscale", partial(_pipe, original), options, {"image": picture}, {})
+
+
+def _pipe(original: Original) -> Any:
+    import diffusers
+
+    settings = original.settings
+    given = {**components_of(original), "scheduler": make_scheduler(settings.scheduler)}
+    if settings.low_scheduler:
+        given["low_res_scheduler"] = make_scheduler(settings.low_scheduler)
+        given["max_noise_level"] = settings.max_noise_level
+    return getattr(diffusers, original.folder.pipeline)(**given)
 
 
 def _check_latent(folder: DiffusersFolder, unet: dict[str, Any], vae: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -79,13 +80,19 @@ def run_pipe(
         steps.append(values["latents"].numpy().copy())
         return values
 
+    def keep_latents(_step: int, _time: Any, latents: torch.Tensor) -> None:
+        steps.append(latents.numpy().copy())
+
+    # The upscalers tell of their steps as all pipelines once did.
+    now = "callback_on_step_end" in inspect.signature(pipe.__call__).parameters
+    told = {"callback_on_step_end": keep} if now else {"callback": keep_latents}
     pipe.set_progress_bar_config(disable=True)
     with torch.inference_mode(), _Drawn() as drawn:
         made = pipe(
             **call,
             generator=torch.Generator().manual_seed(SEED),
             output_type="np",
-            callback_on_step_end=keep,
+            **told,
         )
     return made.images, steps, [one.numpy() for one in drawn.values]
 
