@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -236,17 +237,9 @@ class Kandinsky(Closing):
             taken = run.output_shape(latents.shape)[1]
             latents, predicted = run.step(output[:, :taken], number, latents, noise)
             if call.callback is not None:
-                seen = predicted
-                call.callback(
-                    StepInfo(
-                        number,
-                        len(run),
-                        float(timestep),
-                        latents,
-                        predicted,
-                        lambda seen=seen: self.decode(seen),  # type: ignore[misc]
-                    )
-                )
+                preview = partial(self.decode, predicted)
+                now = float(timestep)
+                call.callback(StepInfo(number, len(run), now, latents, predicted, preview))
         return latents
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -140,17 +141,9 @@ class LatentPipeline(Closing):
             if begin.keep is not None:
                 latents = begin.keep(latents, number)
             if call.callback is not None:
-                seen = predicted
-                call.callback(
-                    StepInfo(
-                        number,
-                        len(run),
-                        float(timestep),
-                        latents,
-                        predicted,
-                        lambda seen=seen: self.decode(seen),  # type: ignore[misc]
-                    )
-                )
+                preview = partial(self.decode, predicted)
+                now = float(timestep)
+                call.callback(StepInfo(number, len(run), now, latents, predicted, preview))
         return latents
 
 
