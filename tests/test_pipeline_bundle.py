@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,9 @@ from pixelrt.pipeline_bundle import is_pipeline, open_pipeline
 from pixelrt.pipeline_settings import StyleGan2Settings
 from pixelrt.runtime.backends.fake import FakeBackend
 from pixelrt.runtime.networks import Networks
+from tests.segments import small
+
+SEGMENTS = msgspec.to_builtins(small.segments())
 
 
 class Twice(nn.Module):
@@ -89,6 +93,12 @@ def test_round_trip(path: Path) -> None:
         (lambda m: m["files"].pop("graphs/one.onnx"), "used but not listed"),
         (lambda m: m["files"].update({"../x": m["files"]["assets/note.txt"]}), "may not be"),
         (lambda m: m["networks"][0].pop("low_psnr"), "low_psnr"),
+        (
+            lambda m: m["networks"][0].update(segments=SEGMENTS[:1]),
+            "graphs/a.onnx is used but not listed",
+        ),
+        (lambda m: m["networks"][0].update(segments=SEGMENTS), "graphs/a.onnx reads pixels"),
+        (lambda m: m["networks"][0].update(segments=[{}]), "segments[0]"),
     ],
 )
 def test_malformed(path: Path, change: Callable[[dict[str, Any]], object], words: str) -> None:

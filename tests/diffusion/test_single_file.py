@@ -425,4 +425,4 @@ def test_the_command_writes_a_bundle_that_draws_and_is_what_diffusers_is(
     assert run(arguments) == 0
     said = capsys.readouterr().out
     assert said.count("-to-image") == 2
-    assert "10 of 10 checks passed" in said
+    assert "14 of 14 checks passed" in said

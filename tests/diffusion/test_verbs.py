@@ -86,7 +86,7 @@ def test_a_pipeline_is_described_and_verified(
     assert run(["inspect", str(sd.bundle), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["family"] == "stable-diffusion"
     assert run(["verify", str(sd.bundle), "--backend", "onnxruntime-cpu"]) == 0
-    assert "10 of 10 checks passed" in capsys.readouterr().out
+    assert "14 of 14 checks passed" in capsys.readouterr().out
     assert run(["run", str(sd.bundle), str(tmp_path / "a.png")]) == 3
     assert "pipeline of several networks" in capsys.readouterr().err
 

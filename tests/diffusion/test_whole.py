@@ -99,14 +99,14 @@ def test_verify_fails_though_every_network_passes(
     report = tmp_path / "report.html"
     assert run(["verify", str(path), *CPU, "--report", str(report)]) == 1
     told = capsys.readouterr()
-    assert told.out.count(" ok\n") == 8
+    assert told.out.count(" ok\n") == 12
     assert told.out.count(" FAILED\n") == 2
-    assert "8 of 10 checks passed" in told.out
+    assert "12 of 14 checks passed" in told.out
     assert "text-to-image: pictures: " in told.err
     text = report.read_text(encoding="utf-8")
     page = Page(text)
     assert page.open == []
-    assert "2 of 10 checks failed" in page.text
+    assert "2 of 14 checks failed" in page.text
     assert "text-to-image on onnxruntime-cpu : pictures: max abs" in page.text
     assert len(page.elements["svg"]) >= 2  # of two runs, latents step by step
     for start in ("Reference picture of text-to-image", "Output for image-to-image"):
@@ -120,7 +120,7 @@ def test_a_bundle_without_a_reference_says_so(
     path = planted(sd, tmp_path / "a.pixelrt", lambda m: m.pop("references"))
     assert run(["verify", str(path), *CPU]) == 0
     told = capsys.readouterr()
-    assert "8 of 8 checks passed" in told.out
+    assert "12 of 12 checks passed" in told.out
     assert "not checked  the whole pipeline" in told.err
 
 
