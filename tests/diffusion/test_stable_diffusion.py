@@ -161,7 +161,7 @@ def test_low_memory_keeps_one_network_open(sd: Exported) -> None:
     with sd.load() as pipeline:
         same = pipeline.text_to_image("a cat", num_inference_steps=2, seed=1, height=64, width=64)
     assert max(most) == 1
-    assert np.array_equal(made.images, same.images)
+    assert compare(made.images, same.images, peak=255).psnr >= 60  # onnxruntime's other kernels
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -119,16 +119,16 @@ def session_of(
     return DeviceSession(cuda, engine_of(made, net), graphs=graphs), made
 
 
-def machine_of(world: FakeTensorRT, here: Target = TARGET) -> Machine:
-    """A machine with the GPU and the TensorRT of ``world``."""
+def machine_of(world: Callable[[], FakeTensorRT], here: Target = TARGET) -> Machine:
+    """A machine with the GPU and the TensorRT of ``world``, which a test may change later."""
 
     def target(flavour: Flavour, version: str) -> Target:
         return replace(here, flavour=flavour, version=version)
 
     return Machine(
         installed=lambda flavour: flavour == here.flavour,
-        load=lambda flavour: world.trt,
-        cuda=lambda: world.cuda,
+        load=lambda flavour: world().trt,
+        cuda=lambda: world().cuda,
         target=target,
     )
 
@@ -147,7 +147,7 @@ class Desk:
 
     @property
     def machine(self) -> Machine:
-        return machine_of(self.world, self.here)
+        return machine_of(lambda: self.world, self.here)
 
     def backend(self, plan: StoredPlan | None = None, **more: Any) -> TensorRTBackend:
         return TensorRTBackend(self.here.flavour, plan=plan, machine=self.machine, **more)

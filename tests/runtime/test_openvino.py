@@ -604,6 +604,7 @@ def test_the_graph_that_was_made_for_a_precision(demo: Bundle) -> None:
     component = msgspec.structs.replace(plain, variants=[variant])
     manifest = msgspec.structs.replace(demo.manifest, components=[component])
     bundle = Bundle(demo.root, manifest, demo.sha256)
-    files = {name: openvino._graph(bundle, "core", name).file for name in ("float32", "bfloat16")}
+    names = ("float32", "bfloat16")
+    files = {name: openvino._graph(bundle, "core", name, frozenset()).file for name in names}
     assert files == {"float32": "graphs/core.onnx", "bfloat16": "graphs/low-core.onnx"}
-    assert openvino._graph(demo, "core", "bfloat16").file == "graphs/core.onnx"
+    assert openvino._graph(demo, "core", "bfloat16", frozenset()).file == "graphs/core.onnx"

@@ -72,7 +72,9 @@ class Desk:
 
     @property
     def backend(self) -> TensorRTBackend:
-        return TensorRTBackend("tensorrt", graphs=self.graphs, machine=machine_of(self.world))
+        return TensorRTBackend(
+            "tensorrt", graphs=self.graphs, machine=machine_of(lambda: self.world)
+        )
 
     def build(self, made: Net, name: str = "net", **changes: Any) -> Path:
         """Write a plan with a sample at the optimum of its first profile."""

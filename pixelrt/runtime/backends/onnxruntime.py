@@ -46,7 +46,14 @@ class OnnxRuntimeCpu:
     def offers(self, bundle: BundledNetwork, role: GraphRole) -> tuple[Offer, ...]:
         import onnxruntime as ort
 
-        info = BackendInfo(self.name, ort.__version__, processor_name(), bundle.component.precision)
+        info = BackendInfo(
+            self.name,
+            ort.__version__,
+            processor_name(),
+            bundle.component.precision,
+            # Other kernels run: what was verified of the usual ones does not hold for them.
+            engine="low memory" if self.frugal else "",
+        )
         graph = bundle.component.graph(role)
         threads = self.threads or usable_cpus()
         frugal = self.frugal

@@ -33,7 +33,8 @@ class StableDiffusion(LatentPipeline):
         call = call_of({"prompt": prompt, **options})
         self._check_paints_anew()
         # diffusers takes the size of the control picture, too
-        size = self._size(call, call.control_images[0] if len(call.control_images) else None)
+        controls = call.control_images if self.settings.controls else ()
+        size = self._size(call, controls[0] if len(controls) else None)
         job = self._job(call, size, strength=1.0)
         return self._finish(job, Begin(self._pure_noise(job)))
 
