@@ -85,7 +85,8 @@ class OpenVino(_OpenVinoCpu):
     def offers(self, bundle: BundledNetwork, role: GraphRole) -> tuple[Offer, ...]:
         package = load_package()
         source = partial(PackageSource, package=package)
-        return self._offers(bundle, role, package.version, package.capabilities, source)
+        version = package.version.partition("-")[0]  # the rest names the build
+        return self._offers(bundle, role, version, package.capabilities, source)
 
 
 def openvino_here() -> OnnxRuntimeOpenVino | OpenVino:
