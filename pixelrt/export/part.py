@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -160,7 +159,7 @@ def _write_variant(graph: Graph, graphs: Path, to_bfloat16: Rewrite) -> GraphVar
     data = save_sharing(model, file, plain, f"{file.stem}.bin")
     opset = model.graph.opset_imports[""]
     names = [f"graphs/{one}" for one in data]
-    made = msgspec.structs.replace(graph, file=f"graphs/{file.name}", data=names, opset=opset)
+    made = replace(graph, file=f"graphs/{file.name}", data=names, opset=opset)
     return GraphVariant(BFLOAT16_VARIANT, [made])
 
 

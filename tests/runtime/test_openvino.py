@@ -22,7 +22,7 @@ from onnx import TensorProto, helper
 
 from pixelrt.bundle import Bundle, open_bundle
 from pixelrt.cache import cache_folder
-from pixelrt.errors import BackendError
+from pixelrt.errors import BackendError, OutOfMemoryError
 from pixelrt.manifest import Graph, GraphVariant
 from pixelrt.plans.cache import PlanCache
 from pixelrt.plans.seal import Artefact
@@ -359,6 +359,19 @@ def shape_of(engine: Any) -> tuple[int, ...]:
     if isinstance(engine, OrtEngine):
         return tuple(engine.session.get_inputs()[0].shape)
     return tuple(engine.compiled.input(0).shape)
+
+
+def test_memory_that_runs_out_while_a_graph_is_compiled(
+    demo: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(self: PackageSource, path: str) -> Any:
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(PackageSource, "_compiled", no_room)
+    graph = demo.component.graph("core")
+    made = PackageSource(demo, graph, Settings("float32", threads=2), load_package())
+    with pytest.raises(OutOfMemoryError, match="ran out of memory"):
+        made.open()
 
 
 # --- one shape ------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 from pixelrt.bundle import BundledNetwork
@@ -91,17 +92,11 @@ class OpenVino(_OpenVinoCpu):
 
 def openvino_here() -> OnnxRuntimeOpenVino | OpenVino:
     """What ``auto`` comes to on this processor. Raises ``BackendError`` where it is neither."""
-    plugin = OnnxRuntimeOpenVino()
-    if not plugin.missing():
-        try:
+    plugin, package = OnnxRuntimeOpenVino(), OpenVino()
+    with suppress(BackendError):  # another processor than it takes: the package may
+        if not plugin.missing():
             load_plugin()
-        except BackendError:
-            return _installed(OpenVino())
-        return plugin
-    return _installed(OpenVino())
-
-
-def _installed(package: OpenVino) -> OpenVino:
+            return plugin
     if reason := package.missing():
         raise BackendError("there is no OpenVINO here", found=reason)
     return package

@@ -17,6 +17,8 @@ from pixelrt.spec import TensorSpec
 
 DEVICE = "CPU"
 HINT = "pip install openvino"
+FAILURES = (RuntimeError, MemoryError)
+"""OpenVINO has no exception of its own; ``std::bad_alloc`` becomes the second."""
 
 
 def missing_package() -> str:
@@ -81,7 +83,7 @@ class PackageSource(Source):
         try:
             blob: io.BytesIO = self._compiled(self.path).export_model()
             return blob.getvalue()
-        except RuntimeError as exc:
+        except FAILURES as exc:
             raise self._error(exc) from exc
 
     def _load(self, model: str | bytes) -> CompiledGraph:
@@ -90,8 +92,7 @@ class PackageSource(Source):
             if isinstance(model, str):
                 return CompiledGraph(self._compiled(model))
             return CompiledGraph(core.import_model(io.BytesIO(model), DEVICE, properties))
-        # OpenVINO has no exception of its own, and std::bad_alloc becomes MemoryError
-        except (RuntimeError, MemoryError) as exc:
+        except FAILURES as exc:
             raise self._error(exc) from exc
 
     def _compiled(self, path: str) -> Any:
