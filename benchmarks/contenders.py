@@ -31,26 +31,35 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Job:
-    """What a contender is given. ``image``: a .npy file with (H, W, C) uint8."""
+    """What a contender is given. ``image``: a .npy file with (H, W, C) uint8.
+    ``part``: one tile of it, where it is cut into tiles."""
 
     network: Network
     bundle: Path
     image: Path
     threads: int
+    part: Path | None = None
 
     def load(self) -> Pixels:
         pixels: Pixels = np.load(self.image)
         return pixels
 
+    def load_part(self) -> Pixels:
+        """What is enough to warm up: the tile, or the image where there are no tiles."""
+        pixels: Pixels = np.load(self.part or self.image)
+        return pixels
+
 
 @dataclass(frozen=True)
 class Opened:
-    """``run`` is what is timed; ``picture`` turns what it gave into (H', W', C) uint8."""
+    """``run`` is what is timed; ``picture`` turns what it gave into (H', W', C) uint8.
+    ``warm``: what is run to warm up, where ``run`` takes minutes."""
 
     run: Callable[[], Any]
     picture: Callable[[Any], Pixels]
     precision: str
     note: str = ""
+    warm: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,9 +86,15 @@ def _model(job: Job, precision: str) -> ImageModel:
 def open_pixelrt(job: Job, precision: str) -> Opened:
     """What users call: picture in, picture out."""
     model = _model(job, precision)
-    image, options = job.load(), RunOptions()
+    image, part, options = job.load(), job.load_part(), RunOptions()
     info = model.session().info
-    return Opened(lambda: model.run_array(image, options), _same, info.precision, str(info))
+    return Opened(
+        lambda: model.run_array(image, options),
+        _same,
+        info.precision,
+        str(info),
+        warm=lambda: model.run_array(part, options),
+    )
 
 
 def open_session_alone(job: Job, precision: str) -> Opened:

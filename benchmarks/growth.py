@@ -36,6 +36,9 @@ HALOS = ("exact", "80dB", "60dB", "40dB")
 SWEEP_MEGAPIXELS = 4.0
 """The image of the sweeps over tiles, halos and processors."""
 EFFORT = Effort(seconds=5.0, fewest=3, warmup=WarmupLimits(windows=2, max_seconds=60.0))
+ONCE = Effort(1, warmup=WarmupLimits(max_runs=0))
+"""For images of ``LARGE`` megapixels: hundreds of tiles, of which few are the first ones."""
+LARGE = 25.0
 QUICK = Effort(2, warmup=WarmupLimits(0.0, windows=1, max_runs=1))
 
 
@@ -74,7 +77,7 @@ def main(
     choice, rows = Choice(backend, precision), []
     for point in points(sweeps, megapixels or MEGAPIXELS, quick=quick):
         note(f"{point.sweep} {point.value}: {point.size}")
-        rows.append(measure_point(path, choice, point, QUICK if quick else EFFORT))
+        rows.append(measure_point(path, choice, point, QUICK if quick else effort_of(point)))
         click.echo(growth_line(rows[-1]))
         if output is not None:
             subject = subject_of(open_bundle(path, check_files=False))
@@ -126,6 +129,10 @@ def size_of(megapixels: float) -> Size:
     """4:3, sides multiples of 8."""
     width = (megapixels * 1e6 * 4 / 3) ** 0.5
     return Size(round_up(int(width * 3 / 4), 8), round_up(int(width), 8))
+
+
+def effort_of(point: Point) -> Effort:
+    return ONCE if point.size.pixels >= LARGE * 1e6 else EFFORT
 
 
 def measure_point(bundle: Path, choice: Choice, point: Point, effort: Effort) -> Growth:

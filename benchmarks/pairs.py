@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -77,10 +77,8 @@ def make_jobs(case: Case, bundle: Bundle, folder: Path) -> Jobs:
     part = image[: plan.tile.height, : plan.tile.width] if plan else image
     for name, pixels in (("whole", image), ("part", part)):
         np.save(folder / f"{name}.npy", pixels)
-    whole, tile = (
-        Job(case.network, bundle.root, folder / f"{name}.npy", usable_cpus())
-        for name in ("whole", "part")
-    )
+    tile = Job(case.network, bundle.root, folder / "part.npy", usable_cpus())
+    whole = replace(tile, image=folder / "whole.npy", part=tile.image)
     return Jobs(bundle, whole, tile, _count(plan), Size(*part.shape[:2]), folder)
 
 
@@ -89,11 +87,18 @@ def _count(plan: TilePlan | None) -> int:
 
 
 def measure_pair(peer: Contender, ours: Contender, jobs: Jobs, effort: Effort) -> Pair:
-    """A B A B ...; the ratio is taken in every round, so what slows both does not matter."""
+    """A B A B ...; the ratio is taken in every round, so what slows both does not matter.
+
+    An image in tiles takes minutes: one run is a turn, and none is run in vain.
+    """
+    lead = 1 if jobs.parts == 1 else 0
     (job_a, parts_a), (job_b, parts_b) = jobs.job(peer), jobs.job(ours)
     with Worker(peer, job_a, effort.limits) as a, Worker(ours, job_b, effort.limits) as b:
-        turns = tuple(partial(turn_of, w, runs_of(w, effort), effort.pause) for w in (a, b))
-        times = interleave(turns, effort.rounds)
+        counts = [runs_of(w, effort) if lead else 1 for w in (a, b)]
+        turns = tuple(
+            partial(turn_of, w, runs, effort.pause) for w, runs in zip((a, b), counts, strict=True)
+        )
+        times = interleave(turns, effort.rounds, lead)
         left = [value * parts_a for value in times[0]]
         right = [value * parts_b for value in times[1]]
         sides = (
@@ -105,13 +110,15 @@ def measure_pair(peer: Contender, ours: Contender, jobs: Jobs, effort: Effort) -
     return Pair(*sides, len(ratios), middle, low, high)
 
 
-def interleave(turns: tuple[Callable[[], float], ...], rounds: int) -> list[list[float]]:
-    """``turns`` one after the other, ``rounds`` times, after a round that does not count."""
+def interleave(
+    turns: tuple[Callable[[], float], ...], rounds: int, lead: int = 1
+) -> list[list[float]]:
+    """``turns`` one after the other, ``rounds`` times, after ``lead`` rounds that do not count."""
     times: list[list[float]] = [[] for _ in turns]
-    for number in range(rounds + 1):
+    for number in range(lead + rounds):
         for index, turn in enumerate(turns):
             seconds = turn()
-            if number:
+            if number >= lead:
                 times[index].append(seconds)
     return times
 

@@ -58,7 +58,8 @@ class Worker(Closing):
         return seconds
 
     def save(self, path: Path) -> int:
-        """Write the last run's picture to ``path`` (.npy); the peak memory since the start."""
+        """Write the last run's picture to ``path`` (.npy); the peak memory since the start.
+        ``run`` comes first."""
         self._pipe.send(("save", path))
         peak: int = self._answer(RUN_SECONDS)
         return peak
@@ -100,9 +101,9 @@ def _serve(pipe: Connection, contender: Contender, job: Job, limits: WarmupLimit
 def _work(pipe: Connection, contender: Contender, job: Job, limits: WarmupLimits) -> None:
     opened = contender.open(job)
     with host_peak() as peak:
-        warmed = warm_up(opened.run, limits)
+        warmed = warm_up(opened.warm or opened.run, limits)
         pipe.send((True, Ready(opened.precision, opened.note, warmed)))
-        result = opened.run()
+        result = None
         while True:
             word, value = pipe.recv()
             if word == "close":

@@ -23,7 +23,7 @@ class WarmupLimits:
     """Steady: the medians of the last ``windows`` windows lie within ``spread``.
 
     A window is at least one run and at least ``window_seconds``. ``max_seconds`` and
-    ``max_runs`` end the warm-up where that does not happen.
+    ``max_runs`` end the warm-up where that does not happen; without any runs there is none.
     """
 
     window_seconds: float = 0.25
@@ -60,6 +60,8 @@ def warm_up(
     run: Callable[[], object], limits: WarmupLimits, clock: Clock = time.perf_counter
 ) -> Warmup:
     """Run until steady or until a limit is reached; says which."""
+    if not limits.max_runs:
+        return Warmup(runs=0, seconds=0.0, first=0.0, steady=False, spread=0.0)
     medians: list[float] = []
     runs, first, start = 0, 0.0, clock()
     while True:

@@ -105,6 +105,11 @@ def test_warm_up_goes_on_until_windows_agree() -> None:
     assert found.spread == 0
 
 
+def test_without_a_warm_up_nothing_runs() -> None:
+    found = warm_up(lambda: pytest.fail("it ran"), WarmupLimits(max_runs=0))
+    assert (found.runs, found.steady) == (0, False)
+
+
 def test_warm_up_of_short_runs_fills_its_windows() -> None:
     clock = FakeClock()
     found = warm_up(clock.taking([0.1]), LIMITS, clock)

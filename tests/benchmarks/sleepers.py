@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from functools import partial
+from pathlib import Path
 
 from benchmarks.contenders import Contender, Job, Opened, Pixels
 from pixelrt.errors import BackendError
@@ -36,6 +37,22 @@ def open_crash(job: Job) -> Opened:
 def sleeper(seconds: float, wrong: int = 0, *, whole: bool = False) -> Contender:
     opening = partial(open_sleeper, seconds=seconds, wrong=wrong)
     return Contender(f"sleeps {seconds}", "none", opening, whole=whole)
+
+
+def open_telling(job: Job, log: Path) -> Opened:
+    """Writes the sizes that it ran into ``log``."""
+
+    def run(image: Pixels) -> Pixels:
+        with log.open("a") as file:
+            file.write("{}x{} ".format(*image.shape))
+        return image.repeat(2, 0).repeat(2, 1)
+
+    whole, part = job.load(), job.load_part()
+    return Opened(lambda: run(whole), lambda out: out, "float32", warm=lambda: run(part))
+
+
+def telling(log: Path) -> Contender:
+    return Contender("telling", "none", partial(open_telling, log=log), whole=True)
 
 
 BROKEN = Contender("broken", "none", open_broken)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from pixelrt.bundle import Bundle
 from pixelrt.errors import BackendError, PixelrtError, UsageError
 from pixelrt.fidelity import PSNR_CEILING
 from pixelrt.geometry import Size
-from tests.benchmarks.sleepers import BROKEN, BUG, CRASH, sleeper
+from tests.benchmarks.sleepers import BROKEN, BUG, CRASH, sleeper, telling
 from tests.bundles import write_bundle
 
 LIMITS = WarmupLimits(0.0, max_runs=3)
@@ -55,6 +56,8 @@ def test_turns_are_interleaved() -> None:
     found = interleave((lambda: turn("a"), lambda: turn("b")), 3)
     assert "".join(order) == "abababab"
     assert found == [[3, 5, 7], [4, 6, 8]]  # the first round does not count
+    order.clear()
+    assert interleave((lambda: turn("a"), lambda: turn("b")), 1, lead=0) == [[1], [2]]
 
 
 def test_a_pair_has_its_ratio_and_the_parts_count(
@@ -69,6 +72,17 @@ def test_a_pair_has_its_ratio_and_the_parts_count(
     assert found.low <= found.ratio <= found.high
     assert "one of 4 tiles was run" in found.peer.note
     assert found.peer.peak_memory > 0
+
+
+def test_an_image_in_tiles_warms_up_with_one_and_runs_as_often_as_asked(
+    jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairs, "run_isolated", close)
+    log = tmp_path / "log"
+    whole = dataclasses.replace(jobs.whole, part=jobs.part.image)
+    effort = dataclasses.replace(QUICK, rounds=1, turn=0.1)
+    measure_pair(sleeper(0.0), telling(log), dataclasses.replace(jobs, whole=whole), effort)
+    assert log.read_text().split() == ["8x12"] * QUICK.limits.max_runs + ["16x24"]
 
 
 def test_shares_are_of_the_ceiling_of_the_precision(
@@ -166,6 +180,7 @@ def test_peers_are_given_one_tile_of_what_is_tiled(srgan_bundle: Bundle, tmp_pat
     assert found.parts == len(plan) > 1
     assert found.part.load().shape == (plan.tile.height, plan.tile.width, 3)
     assert found.whole.load().shape == (2000, 3000, 3)
+    assert found.whole.load_part().shape == found.part.load().shape
     assert all(one.tiled for one in PHOTO_CASES)
 
 

@@ -327,6 +327,12 @@ def test_processors_double() -> None:
     assert growth.thread_counts(8) == [1, 2, 4, 8]
 
 
+def test_large_images_run_once_and_do_not_warm_up() -> None:
+    efforts = {p.value: growth.effort_of(p) for p in growth.points(("size",), growth.MEGAPIXELS)}
+    assert [value for value, one in efforts.items() if one.runs == 1] == ["50 MP", "100 MP"]
+    assert efforts["100 MP"].warmup.max_runs == 0
+
+
 def test_every_sweep_has_its_points() -> None:
     found = {point.sweep for point in growth.points((), growth.MEGAPIXELS)}
     assert found == {"size", "tile", "halo", "threads"}
