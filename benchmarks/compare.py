@@ -133,7 +133,7 @@ def _pair_row(pair: Pair) -> tuple[str, ...]:
     return (
         peer.name,
         seconds_text(peer.seconds.p50),
-        f"{seconds_text(ours.seconds.p50)} ({ours.precision})",
+        f"{seconds_text(ours.seconds.p50)} ({ours.arithmetic})",
         f"{pair.ratio:.2f}x",
         f"{pair.low:.2f} to {pair.high:.2f}",
         *(_share_text(side.share) for side in (peer, ours)),

@@ -53,12 +53,14 @@ class Job:
 @dataclass(frozen=True)
 class Opened:
     """``run`` is what is timed; ``picture`` turns what it gave into (H', W', C) uint8.
-    ``warm``: what is run to warm up, where ``run`` takes minutes."""
+    ``kept``: what stays in float32 beside ``precision``; ``warm``: what is run to warm up,
+    where ``run`` takes minutes."""
 
     run: Callable[[], Any]
     picture: Callable[[Any], Pixels]
     precision: str
     note: str = ""
+    kept: str = ""
     warm: Callable[[], Any] | None = None
 
 
@@ -93,6 +95,7 @@ def open_pixelrt(job: Job, precision: str) -> Opened:
         _same,
         info.precision,
         str(info),
+        info.kept,
         warm=lambda: model.run_array(part, options),
     )
 
@@ -114,7 +117,8 @@ def open_session_alone(job: Job, precision: str) -> Opened:
 
     high = Size(*image.shape[:2]).scaled(model.scale)
     note = f"{session.info}; {plan}"
-    return Opened(run, partial(_cropped, high=high), session.info.precision, note)
+    info = session.info
+    return Opened(run, partial(_cropped, high=high), info.precision, note, info.kept)
 
 
 # --- PyTorch --------------------------------------------------------------------------

@@ -242,8 +242,8 @@ def operations_of(root: Path, name: str, feeds: Path) -> list[OpenVinoRow]:
     """In the precision that the reference outputs allow; see ``counted_rows``."""
     network = open_pipeline(root).network(name)
     with open_session(network, "network", Choice(openvino_here().name)).session as session:
-        precision = session.info.precision
-    source = sources_of(network, "network")[precision]
+        arithmetic = session.info.arithmetic
+    source = sources_of(network, "network")[arithmetic]
     return list(counted_rows(source, load_feeds(feeds), 1))
 
 

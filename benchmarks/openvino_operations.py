@@ -14,6 +14,7 @@ from pixelrt.bench.statistics import percentile
 from pixelrt.bundle import Bundle
 from pixelrt.errors import BackendError
 from pixelrt.geometry import Size
+from pixelrt.runtime.backends.openvino_package import keep_float32
 from pixelrt.runtime.backends.openvino_source import Source
 
 LAST = 3
@@ -28,7 +29,7 @@ PRODUCT_ALONE = "/WithoutBiases"
 def operation_rows(bundle: Bundle, size: Size, rounds: int) -> Iterator[OpenVinoRow]:
     """Those of ``counted_rows`` for one picture of ``size``."""
     _require_package()
-    source = running_source(bundle)
+    _, source = running_source(bundle)
     yield from counted_rows(source, feeds_of(bundle, source.graph, size), rounds)
 
 
@@ -47,6 +48,8 @@ def counted_rows(source: Source, feeds: dict[str, Any], rounds: int) -> Iterator
     settings = source.settings.properties() | {"PERF_COUNT": "YES"}
     core = ov.Core()
     model = core.read_model(str(path))
+    if source.settings.kept:
+        model = keep_float32(core, model, frozenset(source.settings.kept))
     model.reshape({name: list(feed.shape) for name, feed in feeds.items()})
     runs: list[list[float]] = []
     for _ in range(rounds):

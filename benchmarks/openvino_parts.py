@@ -30,7 +30,7 @@ from pixelrt.geometry import Size
 from pixelrt.grid import grid_size
 from pixelrt.manifest import Graph, GraphRole
 from pixelrt.runtime.backends import openvino_source
-from pixelrt.runtime.backends.base import BackendInfo, Offer, Session
+from pixelrt.runtime.backends.base import Backend, BackendInfo, Session
 from pixelrt.runtime.backends.onnxruntime import OnnxRuntimeCpu, OnnxRuntimeSession
 from pixelrt.runtime.backends.openvino import openvino_here
 from pixelrt.runtime.backends.openvino_cache import worth_keeping
@@ -49,9 +49,9 @@ def psnr_rows(bundle: Bundle, _size: Size, _rounds: int) -> Iterator[OpenVinoRow
     for offer in offers_of(openvino_here(), bundle, "core"):
         try:
             with offer.open() as session:
-                yield OpenVinoRow("psnr", offer.info.precision, worst_samples(bundle, session))
+                yield OpenVinoRow("psnr", offer.info.arithmetic, worst_samples(bundle, session))
         except BackendError as exc:  # the hint was not followed
-            yield OpenVinoRow("psnr", offer.info.precision, {}, reason=f"{exc.message}")
+            yield OpenVinoRow("psnr", offer.info.arithmetic, {}, reason=f"{exc.message}")
     import onnx_ir as ir
 
     graph = bundle.component.graph("core")
@@ -80,7 +80,7 @@ def worst_samples(bundle: Bundle, session: Session) -> dict[str, float]:
 def opening_rows(bundle: Bundle, _size: Size, rounds: int) -> Iterator[OpenVinoRow]:
     """Opening the graph by compiling it and by reading what was compiled, in turn, in a cache
     of its own, whatever pixelrt itself would choose."""
-    source = running_source(bundle)
+    arithmetic, source = running_source(bundle)
 
     def open_kept(kept: bool) -> float:
         with patch.object(openvino_source, "worth_keeping", lambda *_: kept):
@@ -94,14 +94,14 @@ def opening_rows(bundle: Bundle, _size: Size, rounds: int) -> Iterator[OpenVinoR
         compiled, read = (percentile(times, 50) for times in interleave(turns, rounds))
     kept = worth_keeping(bundle, source.graph)
     facts = {"compiled": compiled, "read": read, "kept": float(kept)}
-    yield OpenVinoRow("opening", source.settings.precision, facts)
+    yield OpenVinoRow("opening", arithmetic, facts)
 
 
 def shape_rows(bundle: Bundle, size: Size, rounds: int) -> Iterator[OpenVinoRow]:
     """Runs of the graph for any shape and of the one for this shape, in turn."""
     feeds = feeds_of(bundle, bundle.component.graph("image"), size)
     (shape,) = (array.shape for array in feeds.values())
-    for precision, source in sources_of(bundle, "image").items():
+    for arithmetic, source in sources_of(bundle, "image").items():
         outputs = tuple(source.graph.outputs)
         fixed = source.fixed(shape)
         turns = []
@@ -117,7 +117,7 @@ def shape_rows(bundle: Bundle, size: Size, rounds: int) -> Iterator[OpenVinoRow]
             "saved": 1 - percentile(ratios, 50),
             "compiling": percentile([timed(fixed.open) for _ in range(3)], 50),
         }
-        yield OpenVinoRow("shape", precision, facts)
+        yield OpenVinoRow("shape", arithmetic, facts)
 
 
 def memory_rows(bundle: Bundle, size: Size, _rounds: int) -> Iterator[OpenVinoRow]:
@@ -127,7 +127,7 @@ def memory_rows(bundle: Bundle, size: Size, _rounds: int) -> Iterator[OpenVinoRo
     grown -= grid_size(size, bundle.manifest.image).pixels
     names = (
         PLAIN,
-        *(offer.info.precision for offer in offers_of(openvino_here(), bundle, "image")),
+        *(offer.info.arithmetic for offer in offers_of(openvino_here(), bundle, "image")),
     )
     for name in names:
         low, high = (run_isolated(peak_of, bundle.root, name, one) for one in (size, large))
@@ -138,10 +138,11 @@ def memory_rows(bundle: Bundle, size: Size, _rounds: int) -> Iterator[OpenVinoRo
 
 
 def peak_of(root: Path, name: str, size: Size) -> int:
-    """Peak memory of this process in one run: of plain onnxruntime or a precision of OpenVINO."""
+    """Peak memory of this process in one run: of plain onnxruntime or an arithmetic of OpenVINO."""
     bundle = open_bundle(root)
-    backend, precision = (OnnxRuntimeCpu(), "auto") if name == PLAIN else (openvino_here(), name)
-    offer: Offer = offers_of(backend, bundle, "image", precision)[0]
+    backend: Backend = OnnxRuntimeCpu() if name == PLAIN else openvino_here()
+    offers = offers_of(backend, bundle, "image")
+    offer = next(one for one in offers if name in (PLAIN, one.info.arithmetic))
     feeds = feeds_of(bundle, bundle.component.graph("image"), size)
     with offer.open() as session, host_peak() as peak:
         session.infer(feeds)
@@ -151,19 +152,20 @@ def peak_of(root: Path, name: str, size: Size) -> int:
 
 
 def sources_of(bundle: BundledNetwork, role: GraphRole) -> dict[str, Source]:
-    """What pixelrt gives OpenVINO to compile, by precision, best first."""
+    """What pixelrt gives OpenVINO to compile, by arithmetic, best first."""
     found = {}
     for offer in offers_of(openvino_here(), bundle, role):
         assert isinstance(offer.open, partial)
         source: Source = offer.open.args[0]
-        found[offer.info.precision] = source
+        found[offer.info.arithmetic] = source
     return found
 
 
-def running_source(bundle: Bundle) -> Source:
-    """The one in the precision that the bundle's reference outputs allow here."""
+def running_source(bundle: Bundle) -> tuple[str, Source]:
+    """The arithmetic that the bundle's reference outputs allow here, and its source."""
     with open_session(bundle, "image", Choice(openvino_here().name)).session as session:
-        return sources_of(bundle, "image")[session.info.precision]
+        arithmetic = session.info.arithmetic
+        return arithmetic, sources_of(bundle, "image")[arithmetic]
 
 
 def feeds_of(bundle: Bundle, graph: Graph, size: Size) -> dict[str, Any]:

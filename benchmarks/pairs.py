@@ -148,6 +148,7 @@ def _side(
         name=contender.name,
         settings=contender.settings,
         precision=worker.ready.precision,
+        kept=worker.ready.kept,
         note=worker.ready.note + extra,
         parts=parts,
         seconds=summarise(times),

@@ -33,7 +33,8 @@ class Side(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """One of the two of a pair. ``seconds``: of one image (``parts`` times what was run: a
     peer that cannot tile runs one tile, and the image is so many of them). ``share``: of
     the measured ceiling of its precision, counted in the multiply-adds of the plain graph,
-    or ``null``. ``psnr``: of its output against the float32 route, in 8-bit levels."""
+    or ``null``. ``kept``: what stays in float32 all the same. ``psnr``: of its output against
+    the float32 route, in 8-bit levels."""
 
     name: str
     settings: str
@@ -48,6 +49,11 @@ class Side(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     share: float | None
     stable: bool
     reasons: list[str]
+    kept: str = ""
+
+    @property
+    def arithmetic(self) -> str:
+        return f"{self.precision} and float32" if self.kept else self.precision
 
 
 class Pair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -41,12 +41,12 @@ def _row(case: Compared) -> tuple[str, ...]:
     if chosen is None:
         return ()
     ours = chosen.ours
-    same = pairs.get(f"openvino {ours.precision} bare")
+    same = None if ours.kept else pairs.get(f"openvino {ours.precision} bare")
     columns = (*(pairs.get(name) for name in PEERS.values()), same)
     share = "–" if ours.share is None else f"{ours.share:.0%}"
     return (
         case.name,
-        f"{seconds_text(ours.seconds.p50)}, {ours.precision}",
+        f"{seconds_text(ours.seconds.p50)}, {ours.arithmetic}",
         *(_ratio(pair) for pair in columns),
         share,
         decibels(ours.psnr),

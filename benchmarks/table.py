@@ -156,7 +156,7 @@ def _pair(pair: Pair) -> tuple[str, ...]:
     return (
         pair.peer.name,
         seconds_text(pair.peer.seconds.p50),
-        f"{seconds_text(pair.ours.seconds.p50)}, {pair.ours.precision}",
+        f"{seconds_text(pair.ours.seconds.p50)}, {pair.ours.arithmetic}",
         f"**{pair.ratio:.2f}×** ({pair.low:.2f} to {pair.high:.2f}){shaky}",
         both(_share, "share"),
         both(_decibels, "psnr"),

@@ -31,6 +31,7 @@ class Ready:
 
     precision: str
     note: str
+    kept: str
     warmup: Warmup
 
 
@@ -102,7 +103,7 @@ def _work(pipe: Connection, contender: Contender, job: Job, limits: WarmupLimits
     opened = contender.open(job)
     with host_peak() as peak:
         warmed = warm_up(opened.warm or opened.run, limits)
-        pipe.send((True, Ready(opened.precision, opened.note, warmed)))
+        pipe.send((True, Ready(opened.precision, opened.note, opened.kept, warmed)))
         result = None
         while True:
             word, value = pipe.recv()

@@ -183,7 +183,7 @@ class Bench(Closing):
             backend=info.name,
             backend_version=info.version,
             precision=info.precision,
-            engine=info.engine,
+            engine=info.engine or (info.arithmetic if info.kept else ""),
             device=info.device,
             verdict=self.model.fidelity["image"],
             notes=list(getattr(self.model, "notes", ())),

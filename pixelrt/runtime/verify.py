@@ -282,7 +282,7 @@ def _keep_verdict(
 def verdict_path(bundle: BundledNetwork, info: BackendInfo, role: GraphRole) -> Path:
     """Where the verdict of this bundle, backend and machine is kept."""
     what = [info.name, info.version, info.device, info.precision, info.engine]
-    what.append(bundle.component.name)
+    what += [info.kept, bundle.component.name]
     limits = [str(limits_of(bundle, info, role, kind)) for kind in LOW_MIN_PSNR]
     key = json.dumps([pixelrt.__version__, bundle.sha256, role, *what, *limits, machine_id()])
     return cache_folder() / "verdicts" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"

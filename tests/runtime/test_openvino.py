@@ -52,6 +52,7 @@ from pixelrt.runtime.backends.openvino_source import OrtEngine, PluginSource, So
 from pixelrt.runtime.backends.ort_assignment import NO_FALLBACK, require_whole
 from pixelrt.runtime.backends.select import BACKENDS, Choice, open_session
 from pixelrt.runtime.load import bundle_path, load
+from pixelrt.runtime.verify import verdict_path
 
 
 @dataclass(frozen=True)
@@ -313,6 +314,70 @@ def test_lower_precisions_differ_from_full(route: Route, demo: Bundle) -> None:
         error = float(np.abs(values - full).max())
         assert (error == 0) == (offer.info.precision == "float32")
         assert error < 0.05
+
+
+# --- parts in float32 -----------------------------------------------------------------
+
+
+@pytest.fixture
+def tokens(make_bundle: Callable[..., Bundle]) -> Bundle:
+    """A small Swin2SR, which has graphs made for OpenVINO."""
+    return make_bundle("swin2sr", {"embed_dim": 12, "depths": [2], "num_heads": [2]})
+
+
+def test_parts_in_float32_come_between_bfloat16_and_float32(
+    tokens: Bundle, demo: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "processor_flags", lambda: frozenset({"avx512_bf16"}))
+    infos = [offer.info for offer in OpenVino().offers(tokens, "core")]
+    assert [info.arithmetic for info in infos] == [
+        "bfloat16", "bfloat16 with float32 convolutions and sums", "float32",
+    ]  # fmt: skip
+    assert "bfloat16 with float32 convolutions and sums" in str(infos[1])
+    assert len({verdict_path(tokens, info, "core") for info in infos}) == 3
+    alone = [offer.info.arithmetic for offer in OpenVino().offers(demo, "core")]
+    assert alone == ["bfloat16", "float32"]  # all its products are convolutions
+
+
+def test_onnxruntimes_plugin_cannot_be_told_of_parts(
+    tokens: Bundle, plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "processor_flags", lambda: frozenset({"amx_bf16"}))
+    infos = [offer.info for offer in OnnxRuntimeOpenVino().offers(tokens, "core")]
+    assert not any(info.kept for info in infos)
+
+
+def test_parts_really_stay_in_float32(tokens: Bundle) -> None:
+    """The counters of OpenVINO say so, and the results come nearer to float32."""
+    offers = {offer.info.arithmetic: offer for offer in OpenVino(threads=2).offers(tokens, "core")}
+    if "bfloat16" not in offers:
+        pytest.skip("this processor multiplies no bfloat16")
+    x, results, ran = noise(64, 64), {}, {}
+    for arithmetic, offer in offers.items():
+        with offer.open() as session:
+            assert isinstance(session, OpenVinoSession)
+            results[arithmetic] = infer(session, x)
+            engine: Any = session._session
+            ran[arithmetic] = kernels(engine.compiled)
+    low, mixed = "bfloat16", "bfloat16 with float32 convolutions and sums"
+    assert ran[low] == {"Convolution": {"bf16"}, "FullyConnected": {"bf16"}}
+    assert ran[mixed] == {"Convolution": {"f32"}, "FullyConnected": {"bf16"}}
+    assert ran["float32"] == {"Convolution": {"f32"}, "FullyConnected": {"f32"}}
+    errors = [np.square(results[one] - results["float32"]).mean() for one in (low, mixed)]
+    assert 0 < errors[1] < 0.8 * errors[0]
+
+
+def kernels(compiled: Any) -> dict[str, set[str]]:
+    """The precisions of the products of a compiled graph, by type."""
+    found: dict[str, set[str]] = {"Convolution": set(), "FullyConnected": set()}
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        facts = {name: node.get_rt_info()[name].astype(str) for name in FACTS}
+        if facts["layerType"] in found:
+            found[facts["layerType"]].add(facts["runtimePrecision"])
+    return found
+
+
+FACTS = ("layerType", "runtimePrecision")
 
 
 def test_shapes_and_threads(route: Route, demo: Bundle) -> None:

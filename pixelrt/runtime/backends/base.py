@@ -40,9 +40,15 @@ class BackendInfo:
     """What is executed in place of the graph itself: a plan's digest, a compiled variant."""
     memory_share: float = 1.0
     """Of the manifest's estimate, which was measured with plain onnxruntime: what a run takes."""
+    kept: str = ""
+    """What stays in float32 where only a part is computed in ``precision``, in words."""
 
     def __str__(self) -> str:
-        return f"{self.name} {self.version} ({self.precision}, {self.device})"
+        return f"{self.name} {self.version} ({self.arithmetic}, {self.device})"
+
+    @property
+    def arithmetic(self) -> str:
+        return f"{self.precision} with float32 {self.kept}" if self.kept else self.precision
 
 
 @dataclass(frozen=True)

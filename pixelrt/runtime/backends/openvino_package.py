@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 from pixelrt.errors import BackendError
 from pixelrt.runtime.backends.base import Array
@@ -17,6 +20,7 @@ from pixelrt.spec import TensorSpec
 
 DEVICE = "CPU"
 HINT = "pip install openvino"
+MARK = {"name": "DisablePrecisionConversion", "version": "0", "value": "dynamic:f16"}
 FAILURES = (RuntimeError, MemoryError)
 """OpenVINO has no exception of its own; ``std::bad_alloc`` becomes the second."""
 
@@ -70,6 +74,30 @@ class CompiledGraph:
             raise run_error("OpenVINO", exc, feeds) from exc
 
 
+def keep_float32(core: Any, model: Any, kinds: frozenset[str]) -> Any:
+    """``model`` with the operations of these types marked, so that a precision hint leaves them.
+
+    The mark is an attribute that OpenVINO's Python has no word for, but its file format has:
+    ``DisablePrecisionConversion``, from any type to float16, which OpenVINO's CPU kernels heed
+    for bfloat16 as well (``intel_cpu/src/node.cpp``). Where a version does not, the results are
+    those of bfloat16, and the reference outputs decide.
+    """
+    import openvino as ov
+
+    # Where mapped files cannot be deleted, the system's own cleaning takes them.
+    with tempfile.TemporaryDirectory(prefix="pixelrt-", ignore_cleanup_errors=True) as folder:
+        file = Path(folder, "graph.xml")
+        ov.serialize(model, file)
+        tree = ET.parse(file)  # noqa: S314 (written here)
+        for layer in tree.iterfind("layers/layer"):
+            if layer.get("type") in kinds:
+                found = layer.find("rt_info")
+                marks = ET.SubElement(layer, "rt_info") if found is None else found
+                ET.SubElement(marks, "attribute", MARK)
+        tree.write(file)
+        return core.read_model(file)
+
+
 @dataclass(frozen=True)
 class PackageSource(Source):
     """Through OpenVINO's own package."""
@@ -98,6 +126,8 @@ class PackageSource(Source):
     def _compiled(self, path: str) -> Any:
         core = self.package.core
         model = core.read_model(path)
+        if self.settings.kept:
+            model = keep_float32(core, model, frozenset(self.settings.kept))
         if self.settings.shape:
             model.reshape({self.graph.inputs[0].name: list(self.settings.shape)})
         return core.compile_model(model, DEVICE, self.settings.properties())

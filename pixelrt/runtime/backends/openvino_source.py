@@ -65,7 +65,8 @@ class Source(ABC):
         return 7.5e-6 * files[self.graph.file].bytes + 1.5e-9 * weights
 
     def _key(self) -> str:
-        return cache_key(self.bundle, self.graph, self.settings.load_config(), self._versions())
+        settings = " ".join((self.settings.load_config(), *self.settings.kept))
+        return cache_key(self.bundle, self.graph, settings, self._versions())
 
     @abstractmethod
     def _versions(self) -> tuple[str, ...]:

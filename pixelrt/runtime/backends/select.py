@@ -167,7 +167,7 @@ def _label(offer: Offer) -> str:
     if offer.refused:
         return offer.info.name
     engine = f" {offer.info.engine}" if offer.info.engine else ""
-    return f"{offer.info.name} {offer.info.precision}{engine}"
+    return f"{offer.info.name} {offer.info.arithmetic}{engine}"
 
 
 def _nothing_works(passed: list[PassedOver], failures: list[PixelrtError]) -> PixelrtError:
