@@ -37,8 +37,9 @@ SWEEP_MEGAPIXELS = 4.0
 """The image of the sweeps over tiles, halos and processors."""
 EFFORT = Effort(seconds=5.0, fewest=3, warmup=WarmupLimits(windows=2, max_seconds=60.0))
 ONCE = Effort(1, warmup=WarmupLimits(max_runs=0))
-"""For images of ``LARGE`` megapixels: hundreds of tiles, of which few are the first ones."""
-LARGE = 25.0
+"""For images of at least ``LARGE`` megapixels that take longer than ``LONG_SECONDS``: of many
+tiles few are the first ones."""
+LARGE, LONG_SECONDS = 10.0, 60.0
 QUICK = Effort(2, warmup=WarmupLimits(0.0, windows=1, max_runs=1))
 
 
@@ -77,7 +78,7 @@ def main(
     choice, rows = Choice(backend, precision), []
     for point in points(sweeps, megapixels or MEGAPIXELS, quick=quick):
         note(f"{point.sweep} {point.value}: {point.size}")
-        rows.append(measure_point(path, choice, point, QUICK if quick else effort_of(point)))
+        rows.append(measure_point(path, choice, point, QUICK if quick else EFFORT))
         click.echo(growth_line(rows[-1]))
         if output is not None:
             subject = subject_of(open_bundle(path, check_files=False))
@@ -131,10 +132,6 @@ def size_of(megapixels: float) -> Size:
     return Size(round_up(int(width * 3 / 4), 8), round_up(int(width), 8))
 
 
-def effort_of(point: Point) -> Effort:
-    return ONCE if point.size.pixels >= LARGE * 1e6 else EFFORT
-
-
 def measure_point(bundle: Path, choice: Choice, point: Point, effort: Effort) -> Growth:
     """In a process of its own; what fails becomes the row's reason."""
     try:
@@ -150,7 +147,15 @@ def measure_here(bundle: Path, choice: Choice, point: Point, effort: Effort) -> 
         # Backends take one thread for each processor that they may use.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: point.threads])
     with Bench(open_bundle(bundle), choice, samples=False) as bench:
-        return bench.run(Shape(point.size, point.options), effort).result
+        return measure_case(bench, Shape(point.size, point.options), effort)
+
+
+def measure_case(bench: Bench, case: Shape, effort: Effort) -> Result:
+    if case.size.pixels >= LARGE * 1e6:
+        once = bench.run(case, ONCE).result
+        if once.latency.p50 > LONG_SECONDS:
+            return once
+    return bench.run(case, effort).result
 
 
 def growth_line(row: Growth) -> str:

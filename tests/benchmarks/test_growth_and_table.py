@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,8 +48,10 @@ from benchmarks.table import (
 )
 from pixelrt.bench.schema import Warmup
 from pixelrt.bench.statistics import summarise
+from pixelrt.bench.steady import Effort
 from pixelrt.errors import InputError, UsageError
 from pixelrt.geometry import Size
+from pixelrt.runtime.planning import RunOptions
 from tests.bench.test_schema import make_report, make_result
 
 SUBJECT = make_report().subject
@@ -327,10 +330,24 @@ def test_processors_double() -> None:
     assert growth.thread_counts(8) == [1, 2, 4, 8]
 
 
-def test_large_images_run_once_and_do_not_warm_up() -> None:
-    efforts = {p.value: growth.effort_of(p) for p in growth.points(("size",), growth.MEGAPIXELS)}
-    assert [value for value, one in efforts.items() if one.runs == 1] == ["50 MP", "100 MP"]
-    assert efforts["100 MP"].warmup.max_runs == 0
+@pytest.mark.parametrize(
+    ("megapixels", "seconds", "expected"),
+    [(4, 90.0, [5]), (12, 90.0, [1]), (12, 30.0, [1, 5])],
+)
+def test_large_images_that_take_minutes_run_once(
+    megapixels: float, seconds: float, expected: list[int]
+) -> None:
+    """The last of the runs is what counts."""
+    runs: list[int] = []
+
+    def run(case: object, effort: Effort) -> Any:
+        runs.append(effort.runs or 0)
+        return SimpleNamespace(result=SimpleNamespace(latency=SimpleNamespace(p50=seconds)))
+
+    bench: Any = SimpleNamespace(run=run)
+    growth.measure_case(bench, growth.Shape(growth.size_of(megapixels), RunOptions()), Effort(5))
+    assert runs == expected
+    assert growth.ONCE.warmup.max_runs == 0
 
 
 def test_every_sweep_has_its_points() -> None:
