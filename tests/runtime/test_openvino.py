@@ -316,6 +316,17 @@ def test_lower_precisions_differ_from_full(route: Route, demo: Bundle) -> None:
         assert error < 0.05
 
 
+def test_large_shapes_of_tokens_are_not_fixed(
+    tokens: Bundle, shapes: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their masks would be constants, several times as large as a run."""
+    monkeypatch.setattr(openvino, "MOST_FIXED", 3 * 64 * 64)
+    with full_session(Route(OpenVino(threads=2), PackageSource), tokens) as session:  # type: ignore[arg-type]
+        for side in (64, 72):
+            infer(session, noise(side, side))
+    assert shapes == [(), (1, 3, 64, 64), ()]
+
+
 # --- parts in float32 -----------------------------------------------------------------
 
 
