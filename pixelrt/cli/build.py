@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from pixelrt.cache import cache_folder
+from pixelrt.cli.build_refit import refits_of, refuse_others
 from pixelrt.cli.build_requests import Wishes, check_places, requests_of
 from pixelrt.cli.options import ByteCount
 from pixelrt.cli.terminal import note, phase_bar
@@ -83,6 +86,11 @@ if TYPE_CHECKING:
 @click.option("--version-compatible", is_flag=True, help="Runs on later TensorRT versions too.")
 @click.option("--strip", "strip_plan", is_flag=True, help="Leave the weights out of the plan.")
 @click.option("--refit", is_flag=True, help="Weights can be replaced later.")
+@click.option(
+    "--refit-from",
+    metavar="OLD",
+    help="Build nothing: give the plans of this bundle, built with --refit, BUNDLE's weights.",
+)
 @click.option("--dla-core", type=click.IntRange(0), help="Run on this DLA of a Jetson.")
 @click.option("--no-tf32", is_flag=True, help="Full float32 in matrix products.")
 @click.option("--report", "show", is_flag=True, help="Show what TensorRT made of the graph.")
@@ -110,6 +118,7 @@ def command(
     output: Path | None,
     quiet: bool,
     no_tf32: bool,
+    refit_from: str | None,
     **more: Any,
 ) -> None:
     """Build a TensorRT plan from BUNDLE and put it there, where `pixelrt run` finds it.
@@ -120,6 +129,9 @@ def command(
     was converted), a report of what TensorRT made of it, and a sample of its size to be held
     against. A graph that misses the reference is not built, and a plan that does not run in
     the precision of its graph is not written.
+
+    With --refit-from no kernels are chosen again: the same network with other weights, such as
+    with a LoRA merged in, takes the plans of OLD.
     """
     from pixelrt.engines.options import BuildOptions
     from pixelrt.plans.target import parse_capabilities
@@ -134,13 +146,20 @@ def command(
     )
     role = cast("GraphRole | None", graph)
     wishes = Wishes(shapes, static, role, networks, axes, target_db)
-    trt, requests = requests_of(bundle_path(bundle_name), wishes, options, flavour)
-    check_places(requests, output, json_file)
-    for request in requests:
-        if len(requests) > 1 and not quiet:
+    path = bundle_path(bundle_name)
+    jobs: list[tuple[Request, Callable[[], Made]]]
+    if refit_from is None:
+        trt, requests = requests_of(path, wishes, options, flavour)
+        jobs = [(request, partial(_make, request, trt, quiet=quiet)) for request in requests]
+    else:
+        refuse_others(click.get_current_context())
+        jobs = _refits(path, bundle_path(refit_from), wishes, flavour, quiet=quiet)
+    check_places([request for request, _ in jobs], output, json_file)
+    for request, make in jobs:
+        if len(jobs) > 1 and not quiet:
             profiles = " and ".join(map(str, request.options.profiles))
             note(f"{request.bundle.component.name}: {profiles}")
-        made = _make(request, trt, quiet=quiet)
+        made = make()
         if json_file:
             with atomic_write(json_file) as file:
                 file.write(made.files[REPORT])
@@ -234,6 +253,18 @@ def _make(request: Request, trt: TensorRT, *, quiet: bool) -> Made:
         )
 
 
+def _refits(
+    path: Path, old: Path, wishes: Wishes, flavour: Flavour, *, quiet: bool
+) -> list[tuple[Request, Callable[[], Made]]]:
+    from pixelrt.engines.refit import refitted_plan
+    from pixelrt.plans.store import plan_cache
+
+    say: Callable[[str], None] = (lambda _: None) if quiet else note
+    trt, found = refits_of(path, old, wishes, flavour, say)
+    cache = plan_cache(note)
+    return [(one, partial(refitted_plan, one, source, trt, cache, say)) for one, source in found]
+
+
 def _keep(made: Made, request: Request, output: Path | None, *, shipped: bool) -> str:
     """Put the plan where it belongs; gives the place in words. It is in the cache already."""
     from pixelrt.plans.store import ENGINES, write_plan
@@ -269,7 +300,8 @@ def _tell(made: Made, place: str, *, show: bool) -> None:
         click.echo()
         click.echo(report.text())
     size = megabytes(facts.files[facts.plan].bytes)
-    how = f"built in {facts.seconds:.1f} s" if made.fresh else "built before"
+    verb = "refitted" if "refitted_from" in facts.options else "built"
+    how = f"{verb} in {facts.seconds:.1f} s" if made.fresh else f"{verb} before"
     click.echo(f"{place}: {size}, {how}, sha256 {facts.sha256}")
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from pixelrt.engines.report import Precision
-from pixelrt.errors import BackendError, UsageError
+from pixelrt.errors import BackendError, InputError, UsageError
 from pixelrt.plans.axis_profiles import AxisProfile
+from pixelrt.plans.facts import PlanFacts
 from pixelrt.plans.profiles import Profile
 from pixelrt.plans.target import Capability, Target, ahead_of_time, detect_target
 from pixelrt.plans.tensorrt import TensorRT
@@ -85,7 +86,7 @@ def check_options(options: BuildOptions, trt: TensorRT) -> None:
     if options.dla_core is not None:
         _check_dla(options)
     if options.strip_plan or options.refit:
-        _require_gpu("a plan whose weights can be stripped or refitted", trt)
+        gpu_for("a plan whose weights can be stripped or refitted is built", trt)
 
 
 def _check_rtx(options: BuildOptions, trt: TensorRT) -> None:
@@ -134,8 +135,26 @@ def has_gpu(trt: TensorRT) -> bool:
     return True
 
 
-def _require_gpu(what: str, trt: TensorRT) -> None:
+def gpu_for(what: str, trt: TensorRT) -> Target:
+    """This machine's GPU. Raises ``BackendError`` saying ``what`` is done with one only."""
     try:
-        detect_target(trt.flavour, trt.version)
+        return detect_target(trt.flavour, trt.version)
     except BackendError as exc:
-        raise BackendError(f"{what} is built with a GPU only", found=exc.found) from exc
+        raise BackendError(f"{what} with a GPU only", found=exc.found) from exc
+
+
+def options_of(facts: PlanFacts) -> BuildOptions:
+    """The options that a plan was built with. Raises ``InputError`` for those of another version
+    of pixelrt."""
+    names = {one.name for one in fields(BuildOptions)} - {"timing_cache"}
+    told = {name: facts.options[name] for name in names & facts.options.keys()}
+    told["profiles"] = facts.axis_profiles() if facts.graph.network else facts.shapes()
+    told["capabilities"] = tuple(map(Capability.parse, told.get("capabilities", ())))
+    options = BuildOptions(**told)
+    if missing := sorted(names - facts.options.keys()):
+        raise InputError(
+            "the plan was built by another version of pixelrt",
+            found=f"nothing is said of {', '.join(missing)}",
+            hint="build it again with `pixelrt build`",
+        )
+    return options

@@ -47,7 +47,8 @@ class Policy:
     ``target_db``: least PSNR against float32 on every sample. ``io``: ``keep`` the declared
     types of inputs and outputs, or make them ``low`` too. ``evaluations``: most attempts of
     the search to give a kept part back. ``relative``: outputs are tensors without a scale of
-    their own, each judged in units of its largest magnitude.
+    their own, each judged in units of its largest magnitude. ``kept``: these nodes and no others
+    stay float32, as another conversion of the same graph decided; nothing is searched for.
     """
 
     dtype: Low = "float16"
@@ -56,6 +57,7 @@ class Policy:
     io: Io = "keep"
     evaluations: int = 64
     relative: bool = False
+    kept: tuple[Kept, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,15 @@ def convert(model: ir.Model, samples: Sequence[Feed], policy: Policy | None = No
     levels, on the scale 0 to 255; a float one on the scale 0 to 1, or as ``policy.relative``
     says. For bfloat16 the graph is raised to operator set 22.
     Raises ``UsageError`` without samples, ``FidelityError`` where the float32 graph itself
-    gives NaN or infinity, or where inputs and outputs in ``dtype`` alone miss the target.
+    gives NaN or infinity, or where inputs and outputs in ``dtype`` alone, or the nodes that
+    ``policy.kept`` leaves, miss the target.
     """
     policy = policy or Policy()
     if not samples:
         raise UsageError("mixed precision needs at least one sample image")
     work = _Work(_prepared(model, policy.dtype), samples, policy)
+    if policy.kept is not None:
+        return _as_decided(work, policy, {one.node: one.reason for one in policy.kept})
     keep = work.decide()
     missing = work.convertible(keep)
     limit = 10 ** (-policy.target_db / 10)
@@ -124,6 +129,19 @@ def convert(model: ir.Model, samples: Sequence[Feed], policy: Policy | None = No
             f"the graph misses its target even with all nodes in float32: {worst}",
             expected=f"{policy.target_db:g} dB",
             hint='keep inputs and outputs in float32 (io="keep")',
+        )
+    return result
+
+
+def _as_decided(work: _Work, policy: Policy, keep: dict[str, str]) -> Converted:
+    result = work.finish(keep)
+    worst = min(result.fidelity, key=lambda c: c.psnr)
+    if worst.psnr < policy.target_db:
+        raise FidelityError(
+            "with these weights the graph needs other nodes in float32 than the plan has",
+            found=f"{worst} on the worst of {len(result.fidelity)} samples",
+            expected=f"{policy.target_db:g} dB",
+            hint="build a plan of its own: leave --refit-from out",
         )
     return result
 

@@ -5,6 +5,7 @@ Where ``tensorrt`` or ``tensorrt_rtx`` or the device is missing, each test skips
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,15 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pixelrt.bundle import Bundle
+from pixelrt.bundle import Bundle, open_bundle
 from pixelrt.engines.build import BuildOptions, target_of
 from pixelrt.engines.make import Made, Request, make_plan
+from pixelrt.engines.refit import refitted_plan, sources_of
 from pixelrt.errors import BackendError, OutOfMemoryError, UsageError
 from pixelrt.fidelity import compare
 from pixelrt.geometry import Size, plan_tiles
 from pixelrt.manifest import GraphRole
 from pixelrt.plans.profiles import default_profile, parse_profile
-from pixelrt.plans.store import ENGINES, plan_at, write_plan
+from pixelrt.plans.store import ENGINES, plan_at, plan_cache, write_plan
 from pixelrt.plans.target import Flavour
 from pixelrt.plans.tensorrt import TensorRT, load_tensorrt
 from pixelrt.runtime.backends.onnxruntime import OnnxRuntimeCpu
@@ -78,6 +80,11 @@ def build(
     path = bundle.root / ENGINES / str(request.target) / f"{role}-{facts.key[:12]}.plan"
     write_plan(path, made.facts, made.files)
     return path
+
+
+def copied(bundle: Bundle, folder: Path) -> Bundle:
+    shutil.copytree(bundle.root, folder)
+    return open_bundle(folder)
 
 
 @pytest.fixture
@@ -165,6 +172,34 @@ def test_a_stripped_plan_gets_its_weights_back(
         with opened(path, trt) as session:
             results.append(session.infer({"image": small})["result"])
     assert np.abs(results[0].astype(int) - results[1]).max() <= 1
+
+
+@pytest.mark.usefixtures("no_leak")
+def test_a_plan_gets_the_weights_of_another_network(
+    make_bundle: Callable[..., Bundle], trt: TensorRT, photo: Any, tmp_path: Path
+) -> None:
+    """Refitted, written and read again it gives the new network's pictures, and so back again."""
+    old, new = (
+        copied(make_bundle("srgan", SMALL_SRGAN, seed), tmp_path / f"{seed}.pixelrt")
+        for seed in (0, 1)
+    )
+    build(old, trt, PROFILE, refit=True)
+    small = resized(photo, 128, 128)
+    for source_bundle, bundle in ((old, new), (new, old)):
+        graph = source_bundle.component.graph("image")
+        sources, reasons = sources_of(source_bundle, graph, HERE.target(trt.flavour, trt.version))
+        assert sources, reasons
+        source = sources[-1]
+        made = refitted_plan(source.request(bundle), source, trt, plan_cache())
+        path = bundle.root / ENGINES / "refitted" / "refitted.plan"
+        write_plan(path, made.facts, made.files)
+        with (
+            ImageModel(bundle, backends=(TensorRTBackend(trt.flavour, plan=plan_at(path)),)) as gpu,
+            ImageModel(bundle, backends=(OnnxRuntimeCpu(),)) as cpu,
+        ):
+            got, wanted = gpu(small), cpu(small)
+            assert "verified" in gpu.fidelity["image"]
+        assert compare(wanted / 255.0, got / 255.0).psnr >= 50.0
 
 
 @pytest.mark.usefixtures("no_leak")

@@ -14,7 +14,7 @@ import hashlib
 import json
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -60,6 +60,10 @@ class ExecutionContextAllocationStrategy(enum.Enum):
     STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
 
 
+class SerializationFlag(enum.Enum):
+    EXCLUDE_WEIGHTS, EXCLUDE_LEAN_RUNTIME, INCLUDE_REFIT = range(3)
+
+
 class DynamicShapesKernelSpecializationStrategy(enum.Enum):
     LAZY, EAGER, NONE = range(3)
 
@@ -71,7 +75,9 @@ KINDS = {"uint8": "UINT8", "float32": "FLOAT", "float16": "HALF", "int64": "INT6
 class Net:
     """What a fake plan holds. ``function``: its name in ``FakeTensorRT``.
 
-    ``more``: inputs and outputs beside the first of each, for networks of pipelines.
+    ``more``: inputs and outputs beside the first of each, for networks of pipelines. ``graph``: an
+    ONNX model, weights and all, that computes instead of a function; ``refit``: its weights can be
+    replaced.
     """
 
     function: str
@@ -82,6 +88,8 @@ class Net:
     stripped: bool = False
     static: bool = False
     more: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]] = ((), ())
+    graph: bytes = b""
+    refit: bool = False
 
     @property
     def sources(self) -> tuple[TensorSpec, ...]:
@@ -100,9 +108,11 @@ class Net:
             "work": self.work_per_pixel,
             "stripped": self.stripped,
             "static": self.static,
+            "refit": self.refit,
+            "graph": len(self.graph),
         }
         body = json.dumps(facts).encode()
-        return MAGIC + len(body).to_bytes(4, "little") + body
+        return MAGIC + len(body).to_bytes(4, "little") + body + self.graph
 
     @classmethod
     def read(cls, data: bytes) -> Net:
@@ -110,9 +120,11 @@ class Net:
         if data[: len(MAGIC)] != MAGIC:
             raise ValueError("Serialization assertion header.magicTag failed: no engine file")
         size = int.from_bytes(data[8:12], "little")
-        if len(data) != 12 + size:
+        if len(data) < 12 + size:
             raise ValueError("Serialization assertion failed: plan size mismatch")
-        facts = json.loads(data[12:])
+        facts, graph = json.loads(data[12 : 12 + size]), data[12 + size :]
+        if len(graph) != facts["graph"]:
+            raise ValueError("Serialization assertion failed: plan size mismatch")
         sources, results = (
             tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in facts[which])
             for which in ("sources", "results")
@@ -128,6 +140,8 @@ class Net:
             facts["stripped"],
             facts["static"],
             (sources[1:], results[1:]),
+            graph,
+            facts["refit"],
         )
 
     def lengths(self, shapes: Mapping[str, tuple[int, ...]]) -> Lengths:
@@ -146,7 +160,8 @@ class Net:
 class FakeTensorRT:
     """The module's world: its device, its functions, and what was asked of it.
 
-    ``refuse``: a method of TensorRT that fails from now on. ``location``, ``format`` and
+    ``refuse``: a method of TensorRT that fails from now on. ``built_in``: weights that no
+    engine lets be replaced. ``location``, ``format`` and
     ``swapped``: what engines say of their tensors.
     """
 
@@ -170,6 +185,7 @@ class FakeTensorRT:
         self.location = TensorLocation.DEVICE
         self.format = TensorFormat.LINEAR
         self.swapped = False
+        self.built_in: set[str] = set()
         self.executed: list[tuple[int, ...]] = []
         self.contexts = 0
         self.host_code: list[bool] = []
@@ -209,14 +225,24 @@ class FakeTensorRT:
 
         class Refitter:
             def __init__(self, engine: FakeEngine, logger: Any) -> None:
-                self.engine, self.logger, self.weights = engine, logger, b""
+                self.engine, self.logger, self.graph, self.weights = engine, logger, b"", b""
+
+            def get_all_weights(self) -> list[str]:
+                here = world()
+                assert here is not None
+                names = weights_of(self.engine.net.graph) if self.engine.net.graph else ()
+                return [name for name in names if name not in here.built_in]
 
             def refit_cuda_engine(self) -> bool:
+                if self.engine.net.graph:
+                    self.engine.replace(self.graph)
+                    return True
                 self.engine.refitted = self.weights == WEIGHTS
                 return self.engine.refitted
 
             def get_missing_weights(self) -> list[str]:
-                return [] if self.weights == WEIGHTS else ["conv.weight"]
+                right = self.engine.net.graph or self.weights == WEIGHTS
+                return [] if right else ["conv.weight"]
 
         class OnnxParserRefitter:
             def __init__(self, refitter: Refitter, logger: Any) -> None:
@@ -224,9 +250,22 @@ class FakeTensorRT:
 
             def refit_from_file(self, path: str) -> bool:
                 file = Path(path)
+                if self.refitter.engine.net.graph:
+                    return self._take(file)
                 beside = file.read_bytes().partition(b"external ")[2].decode()
                 self.refitter.weights = (file.parent / beside).read_bytes() if beside else b""
                 return bool(beside)
+
+            def _take(self, file: Path) -> bool:
+                """As the parser does: by name, of those that the engine has; all or none."""
+                try:
+                    names = self.refitter.get_all_weights()
+                    graph = self.refitter.engine.net.graph
+                    self.refitter.graph = with_weights(graph, file, names)
+                except ValueError as exc:
+                    report(self.logger, exc)
+                    return False
+                return True
 
         module = ModuleType("fake_tensorrt")
         vars(module).update(
@@ -235,6 +274,7 @@ class FakeTensorRT:
             Runtime=Runtime,
             Refitter=Refitter,
             OnnxParserRefitter=OnnxParserRefitter,
+            SerializationFlag=SerializationFlag,
             TensorIOMode=TensorIOMode,
             TensorLocation=TensorLocation,
             TensorFormat=TensorFormat,
@@ -276,6 +316,26 @@ class FakeEngine:
         self.refitted = not net.stripped
         self.weights = _Held(world.cuda, world.weights)
         self.tensors = {one.name: one for one in (*net.sources, *net.results)}
+
+    @property
+    def refittable(self) -> bool:
+        return self.net.refit
+
+    def replace(self, graph: bytes) -> None:
+        self.net = replace(self.net, graph=graph)
+
+    def create_serialization_config(self) -> Any:
+        """Weights out, not to be replaced again, unless one says otherwise."""
+        flags = {SerializationFlag.EXCLUDE_WEIGHTS}
+        return SimpleNamespace(flags=flags, set_flag=flags.add, clear_flag=flags.discard)
+
+    def serialize_with_config(self, config: Any) -> bytes | None:
+        if self.world.refuse == "serialize_with_config":
+            report(self.logger, ValueError("planted refusal of serialize_with_config"))
+            return None
+        stripped = SerializationFlag.EXCLUDE_WEIGHTS in config.flags
+        refit = self.net.refit and SerializationFlag.INCLUDE_REFIT in config.flags
+        return replace(self.net, stripped=stripped, refit=refit).plan()
 
     @property
     def num_io_tensors(self) -> int:
@@ -410,7 +470,8 @@ class FakeContext:
         reads = [*map(self._span, net.sources), self.engine.weights.span, self.memory.span]
         writes = [*map(self._span, net.results)]
         writes += [(self.work[0], need)] if need and self.work else []
-        function, refitted = self.world.functions[net.function], self.engine.refitted
+        function = running(net) if net.graph else self.world.functions[net.function]
+        refitted = self.engine.refitted
         shapes = {name: self.get_tensor_shape(name) for name in self.engine.tensors}
 
         def run(*spans: Array) -> None:
@@ -464,6 +525,40 @@ class FakeContext:
     def _refuse(self, words: str) -> bool:
         self.logger.log(0, f"IExecutionContext: Error Code 3: API Usage Error ({words})")
         return False
+
+
+def running(net: Net) -> Function:
+    """The graph of a plan as a function, on onnxruntime."""
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(net.graph, providers=["CPUExecutionProvider"])
+    names = [one.name for one in net.sources]
+    results = [one.name for one in net.results]
+    return lambda *given: tuple(session.run(results, dict(zip(names, given, strict=True))))
+
+
+def weights_of(graph: bytes) -> dict[str, Any]:
+    """Floating-point initializers of a model, as ``onnx.TensorProto`` by name."""
+    import onnx
+
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    tensors = onnx.load_from_string(graph).graph.initializer
+    return {one.name: one for one in tensors if one.data_type in floats}
+
+
+def with_weights(graph: bytes, file: Path, names: Sequence[str]) -> bytes:
+    """``graph`` with the weights of these names from another model. Raises ``ValueError``."""
+    import onnx
+
+    model = onnx.load_from_string(graph)
+    others = {one.name: one for one in onnx.load(file).graph.initializer}
+    for one in model.graph.initializer:
+        if one.name in names:
+            other = others.get(one.name)
+            if other is None or (other.data_type, other.dims) != (one.data_type, one.dims):
+                raise ValueError(f"Failed to refit all the weights: {one.name}")
+            one.CopyFrom(other)
+    return model.SerializeToString()
 
 
 def digest(data: bytes) -> str:

@@ -38,6 +38,7 @@ USED = {
     "Runtime": ("deserialize_cuda_engine", "engine_host_code_allowed"),
     "ICudaEngine": (
         "create_execution_context",
+        "create_serialization_config",
         "get_tensor_dtype",
         "get_tensor_format",
         "get_tensor_location",
@@ -47,6 +48,8 @@ USED = {
         "get_tensor_shape",
         "num_io_tensors",
         "num_optimization_profiles",
+        "refittable",
+        "serialize_with_config",
     ),
     "IExecutionContext": (
         "active_optimization_profile",
@@ -60,7 +63,9 @@ USED = {
         "update_device_memory_size_for_shapes",
     ),
     "OnnxParserRefitter": ("refit_from_file",),
-    "Refitter": ("get_missing_weights", "refit_cuda_engine"),
+    "Refitter": ("get_all_weights", "get_missing_weights", "refit_cuda_engine"),
+    "ISerializationConfig": ("clear_flag", "set_flag"),
+    "SerializationFlag": ("EXCLUDE_WEIGHTS", "INCLUDE_REFIT"),
     "ExecutionContextAllocationStrategy": ("USER_MANAGED",),
     "TensorIOMode": ("INPUT", "OUTPUT"),
     "TensorLocation": ("DEVICE",),

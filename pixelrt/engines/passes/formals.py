@@ -97,7 +97,7 @@ def lowered(node: ir.Node, opsets: dict[str, int], low: ir.DataType) -> Lowered 
 def fixed_nodes(model: ir.Model, low: ir.DataType) -> dict[str, str]:
     """Nodes with float32 inputs or outputs that no policy can convert: name to reason."""
     opsets = dict(model.graph.opset_imports)
-    shapes = _shape_nodes(model.graph)
+    shapes = shape_nodes(model.graph)
     fixed = {}
     for node in model.graph:
         if not _has_float(node) or node.op_type in ANY_TYPE:
@@ -115,7 +115,7 @@ def _has_float(node: ir.Node) -> bool:
     )
 
 
-def _shape_nodes(graph: ir.Graph) -> set[ir.Node]:
+def shape_nodes(graph: ir.Graph) -> set[ir.Node]:
     """Everything between ``Shape`` and an input that is a size."""
     todo = [
         value.producer()

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from pixelrt.errors import BackendError, InputError, UsageError
+from pixelrt.errors import InputError, UsageError
 from pixelrt.pipeline_bundle import INPUT, OUTPUT
 from pixelrt.plans.axis_profiles import AxisProfile, lengths_of
 from pixelrt.plans.facts import PlanFacts, PlanSample
 from pixelrt.plans.profiles import Profile, tensor_shape
+from pixelrt.plans.refit import AGAIN, put_weights, runtime_for
 from pixelrt.plans.store import StoredPlan
-from pixelrt.plans.tensorrt import TensorRT, Told, listening, logger_of
+from pixelrt.plans.tensorrt import TensorRT, Told, listening
 from pixelrt.runtime.backends.base import Array, BackendInfo, Sample, TensorSample
 from pixelrt.runtime.backends.trt_engine import Loaded, TensorRTEngine, failure, letting_go
 from pixelrt.runtime.backends.trt_network import TensorRTNetwork
@@ -33,7 +34,6 @@ DTYPES = {
     "BOOL": "bool",
     "INT8": "int8",
 }
-AGAIN = "build it again with `pixelrt build`"
 ONNX = ".onnx"
 
 Files = Mapping[str, memoryview]
@@ -66,7 +66,7 @@ def _load(trt: TensorRT, cuda: Cuda, plan: StoredPlan, files: Files) -> Loaded:
     facts = plan.facts
     cuda.activate()
     with listening(trt.module) as told:
-        runtime = _runtime(trt, facts, told)
+        runtime = runtime_for(trt, facts, told)
         engine = runtime.deserialize_cuda_engine(files[facts.plan])
         if engine is None:
             raise failure(f"{trt} could not load the plan in {plan.place}", told)
@@ -78,17 +78,6 @@ def _load(trt: TensorRT, cuda: Cuda, plan: StoredPlan, files: Files) -> Loaded:
             f"the plan in {plan.place} is not what its facts say", found=problem, hint=AGAIN
         )
     return Loaded(trt, engine, keep=runtime)
-
-
-def _runtime(trt: TensorRT, facts: PlanFacts, told: Told) -> Any:
-    try:
-        runtime = trt.module.Runtime(logger_of(trt.module))
-    except (TypeError, RuntimeError) as exc:  # the bindings' words for a null pointer say nothing
-        raise BackendError(f"{trt} could not start", found=f"{told.words} ({exc})") from exc
-    if facts.options.get("version_compatible"):
-        # such a plan carries the code that runs it; it is ours, its digest was checked
-        runtime.engine_host_code_allowed = True
-    return runtime
 
 
 def _refit(
@@ -103,22 +92,12 @@ def _refit(
             expected="the one ONNX graph that it was built from",
             hint=AGAIN,
         )
-    module, logger = trt.module, logger_of(trt.module)
-    refitter = module.Refitter(engine, logger)
-    parser = module.OnnxParserRefitter(refitter, logger)
     with tempfile.TemporaryDirectory(prefix="pixelrt-refit-") as folder:
         # what was checked is what is read: copies, with external weights beside the graph
         for name, data in files.items():
             if name != facts.plan:
                 Path(folder, name).write_bytes(data)
-        parsed = parser.refit_from_file(str(Path(folder, graphs[0])))
-        if not parsed or not refitter.refit_cuda_engine():
-            missing = ", ".join(refitter.get_missing_weights()[:3])
-            raise InputError(
-                f"the weights of {graphs[0]} do not fit the plan in {place}",
-                found=told.words + (f"; missing: {missing}" if missing else ""),
-                hint=AGAIN,
-            )
+        put_weights(trt, engine, Path(folder, graphs[0]), told, place)
 
 
 def _arrays(sample: PlanSample, files: Files, plan: StoredPlan) -> dict[str, Array]:
