@@ -251,13 +251,17 @@ class Swin2SR(nn.Module):
         y: Tensor = self.head(deep + shallow, x, normalised)
         return y
 
+    def kinds(self, shallow: Tensor) -> Tensor:
+        """``(windows,)``: of each, its kind of mask."""
+        n, _, h, w = shallow.shape
+        return window_kinds((n, h, w), self.window, shallow.device)
+
     def features(self, shallow: Tensor) -> Tensor:
         """All stages: ``(N, C, H, W)`` to the same shape."""
         n, _, h, w = shallow.shape
         size = (n, h, w)
         orders = Orders(size, self.window, self.shift, shallow.device)
-        kinds = window_kinds(size, self.window, shallow.device)
-        mask = torch.index_select(self.masks, 0, kinds)
+        mask = torch.index_select(self.masks, 0, self.kinds(shallow))
         tokens = self.patch_norm(to_tokens(self.patch(shallow)))
         for stage in self.stages:
             tokens = stage(tokens, size, orders, mask)

@@ -26,9 +26,6 @@ MEMORY_SHARES = {"float32": 0.75, "bfloat16": 0.6, "float16": 0.6}
 Swin2SR light 0.65, SRGAN 0.63, the demonstration network 0.63, U-Net-256 0.49, ResNet-9 0.27;
 in bfloat16 0.42, 0.34, 0.32, 0.52, 0.17."""
 
-MOST_FIXED = 3 * 128 * 128
-"""Numbers in an input of Swin2SR. For a fixed shape OpenVINO makes one constant of mask and bias
-in every layer: 20 kB for a pixel of Swin2SR light, four times what a run takes."""
 KEPT = ("Convolution", "Add")
 KEPT_WORDS = "convolutions and sums"
 """A small part of the work that costs most of what bfloat16 loses: with these in float32, Swin2SR
@@ -67,12 +64,7 @@ class _OpenVinoCpu:
                 memory_share=MEMORY_SHARES["float32" if kept else precision],
                 kept=KEPT_WORDS if kept else "",
             )
-            settings = Settings(
-                precision,
-                self.threads or usable_cpus(),
-                kept=kept,
-                most_fixed=MOST_FIXED if _of_tokens(bundle) else None,
-            )
+            settings = Settings(precision, self.threads or usable_cpus(), kept=kept)
             source = source_of(bundle, _graph(bundle, role, precision, self.typed), settings)
             offers.append(Offer(info, partial(open_openvino, source, info)))
         return tuple(offers)

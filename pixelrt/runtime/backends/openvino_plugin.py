@@ -38,14 +38,12 @@ class Plugin:
 class Settings:
     """How a graph is compiled. ``precision``: a key of ``HINTS``; ``threads``: how many
     compute; ``shape``: the fixed shape of the only input, empty for any; ``kept``: types of
-    operations that stay in float32, which only OpenVINO's own package can be told;
-    ``most_fixed``: how many numbers an input of a fixed shape may hold, ``None`` for any."""
+    operations that stay in float32, which only OpenVINO's own package can be told."""
 
     precision: str
     threads: int
     shape: tuple[int, ...] = ()
     kept: tuple[str, ...] = ()
-    most_fixed: int | None = None
 
     def properties(self) -> dict[str, str]:
         """OpenVINO's properties.

@@ -118,7 +118,7 @@ class OpenVinoSession(Closing):
         """Whether runs at ``shape`` have cost so much by now that compiling for it and one run
         to compare would have paid."""
         with self._lock:
-            if self._source is None or self._shape == shape or not self._source.may_fix(shape):
+            if self._source is None or self._shape == shape:
                 return False
             if len(self._spent) >= SHAPES_WATCHED:
                 self._spent.clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -56,11 +55,6 @@ class Source(ABC):
     def fixed(self, shape: tuple[int, ...]) -> Self:
         """The same graph for one shape of its only input."""
         return replace(self, settings=replace(self.settings, shape=shape))
-
-    def may_fix(self, shape: tuple[int, ...]) -> bool:
-        """Whether the graph for one shape has a bounded size."""
-        most = self.settings.most_fixed
-        return most is None or math.prod(shape) <= most
 
     @property
     def fixed_seconds(self) -> float:
