@@ -29,11 +29,13 @@ from pixelrt.engines.make import (
     plan_facts,
 )
 from pixelrt.engines.options import options_of
+from pixelrt.engines.passes.clean import unused_removed
+from pixelrt.engines.passes.fold_constants import widen_weights
 from pixelrt.engines.precision import Kept
 from pixelrt.engines.samples import plan_samples
-from pixelrt.engines.structure import decode_structure, encode_structure, structure_of
+from pixelrt.engines.structure import Structure, decode_structure, encode_structure, structure_of
 from pixelrt.errors import BackendError, InputError
-from pixelrt.manifest import Graph
+from pixelrt.manifest import Graph, GraphRole
 from pixelrt.plans.cache import PlanCache
 from pixelrt.plans.facts import PlanFacts
 from pixelrt.plans.refit import put_weights, runtime_for
@@ -174,12 +176,16 @@ def _refitted(
 
 def _compare(request: Request, source: Source) -> None:
     """The graphs as they were exported: what differs there is said before anything long."""
-    role = request.role
-    old, new = (
-        structure_of(ir.load(one.path(one.component.graph(role).file)))
-        for one in (source.network, request.bundle)
-    )
+    old, new = (_as_exported(one, request.role) for one in (source.network, request.bundle))
     old.check(new, f"{source.network.name} and {request.bundle.name}")
+
+
+def _as_exported(network: BundledNetwork, role: GraphRole) -> Structure:
+    """In which type weights are stored does not count: they are float32 when a plan is made."""
+    model = ir.load(network.path(network.component.graph(role).file))
+    widen_weights(model)
+    unused_removed(model)
+    return structure_of(model)
 
 
 def _swapped(

@@ -6,7 +6,10 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
+import torch
 
+from pixelrt.engines.passes.clean import clean
+from pixelrt.engines.passes.fold_constants import fold_constants
 from pixelrt.engines.structure import (
     Structure,
     decode_structure,
@@ -14,6 +17,7 @@ from pixelrt.engines.structure import (
     structure_of,
 )
 from pixelrt.errors import InputError
+from pixelrt.export.weights import store
 
 TEXT = """<ir_version: 8, opset_import: ["" : 18]>
 g (float[N,2,H,W] x) => (float[N,2,A,B] y)
@@ -108,3 +112,17 @@ def test_rubbish(raw: Any) -> None:
     with pytest.raises(InputError, match=r"plan in P .* is not described"):
         decode_structure(raw, "P")
     assert decode_structure(encode_structure(of()), "P") == of()
+
+
+def test_weights_in_half_precision_make_the_same_graph() -> None:
+    """A checkpoint in float16 is stored so, and in float32 with a LoRA merged in."""
+    values = ", ".join(str(number / 1024) for number in range(8 * 8 * 9))
+    text = f"""<ir_version: 8, opset_import: ["" : 18]>
+    g (float[N,8,H,W] x) => (float[N,8,H,W] y) <float[8,8,3,3] w = {{{values}}}>
+    {{ y = Conv<pads=[1,1,1,1]>(x, w) }}"""
+    plain, half = ir.from_onnx_text(text), ir.from_onnx_text(text)
+    store(half, torch.float16)
+    assert half.graph.initializers["w"].dtype == ir.DataType.FLOAT16
+    made = [structure_of(clean(fold_constants(model))) for model in (plain, half)]
+    assert made[0] == made[1]
+    assert list(made[0].weights) == ["w"]

@@ -39,17 +39,22 @@ def fold_constants(model: ir.Model, *, max_result: int = MAX_RESULT) -> ir.Model
 
 
 def widen_weights(model: ir.Model) -> None:
-    """Take out casts of weights in half precision to float32, in place. A weight becomes float32
-    each time it is read, so that not all of them are held so at once."""
+    """Take out casts of weights in half precision to float32, in place.
+
+    A weight keeps its name, so that the graph is that of the same network stored in float32. It
+    becomes float32 each time it is read, so that not all of them are held so at once.
+    """
     for node in list(model.graph):
         source = node.inputs[0] if node.op_type == "Cast" and not node.domain else None
-        tensor = source.const_value if source is not None and source.is_initializer() else None
-        result = node.outputs[0]
+        if source is None or not source.is_initializer():
+            continue
+        tensor, result = source.const_value, node.outputs[0]
         if tensor is None or tensor.dtype not in HALVES or result.is_graph_output():
             continue
         if node.attributes["to"].as_int() != ir.DataType.FLOAT:
             continue
-        name, shape = str(result.name), ir.Shape(tensor.shape)
+        alone = len(list(source.uses())) == 1 and not source.is_graph_output()
+        name, shape = str(source.name if alone else result.name), ir.Shape(tensor.shape)
         make = partial(_widened, tensor, name)
         wide = ir.LazyTensor(make, dtype=ir.DataType.FLOAT, shape=shape, name=name)
         kind = ir.TensorType(ir.DataType.FLOAT)
@@ -57,6 +62,8 @@ def widen_weights(model: ir.Model) -> None:
         for user, at in list(result.uses()):
             user.replace_input_with(at, value)
         model.graph.remove(node, safe=True)
+        if alone:
+            del model.graph.initializers[name]
         model.graph.register_initializer(value)
 
 
