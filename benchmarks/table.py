@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import click
+import msgspec
 
 from benchmarks.compare import decibels
 from benchmarks.markdown import markdown
@@ -70,7 +71,25 @@ def render_page(page: Path, results: Iterable[tuple[str, AnyReport]]) -> str:
 
 def read_results(folder: Path) -> list[tuple[str, AnyReport]]:
     """Every result under ``folder`` with its name, by name. Raises ``InputError``."""
-    return [(path.name, read_record(path)) for path in sorted(folder.glob("*.json"))]
+    return newest((path.name, read_record(path)) for path in sorted(folder.glob("*.json")))
+
+
+def newest(results: Iterable[tuple[str, AnyReport]]) -> list[tuple[str, AnyReport]]:
+    """Of a comparison that was made again on the same processor, the last one."""
+    found, last = list(results), {}
+    for report in sorted((one for _, one in found), key=lambda one: one.origin.made):
+        if isinstance(report, CompareReport):
+            last.update({_key(report, case): report for case in report.cases})
+    for index, (name, report) in enumerate(found):
+        if isinstance(report, CompareReport):
+            cases = [case for case in report.cases if last[_key(report, case)] is report]
+            found[index] = (name, msgspec.structs.replace(report, cases=cases))
+    return [(name, one) for name, one in found if not isinstance(one, CompareReport) or one.cases]
+
+
+def _key(report: CompareReport, case: Compared) -> tuple[str, int, str]:
+    machine = report.origin.machine
+    return machine.processor, machine.usable_cpus, case.name
 
 
 def with_tables(text: str, tables: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from benchmarks import growth, table
@@ -311,6 +312,21 @@ def test_the_pages_show_the_results_that_are_committed(page: Path) -> None:
         assert not expected, f"{page.name} has no markers for the tables of benchmarks/results/"
     else:
         assert shown == expected
+
+
+def test_of_a_comparison_made_again_the_last_one_counts() -> None:
+    """On another processor it is another one."""
+    old, origin = compare_report(), compare_report().origin
+    machine = msgspec.structs.replace(origin.machine, processor="another")
+    later = msgspec.structs.replace(origin, made="2999-01-01T00:00:00")
+    new = compare_report(origin=later)
+    elsewhere = compare_report(origin=msgspec.structs.replace(origin, machine=machine))
+    results = [("a", new), ("b", old), ("c", elsewhere), ("d", growth_report())]
+    assert [name for name, _ in table.newest(results)] == ["a", "c", "d"]
+    more = msgspec.structs.replace(old.cases[0], name="not measured again")
+    kept = dict(table.newest([("a", new), ("b", compare_report(cases=[*old.cases, more]))]))["b"]
+    assert isinstance(kept, CompareReport)
+    assert [case.name for case in kept.cases] == ["not measured again"]
 
 
 # --- growth ---------------------------------------------------------------------------
