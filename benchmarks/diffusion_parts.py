@@ -167,7 +167,7 @@ def export(config: Mapping[str, Any], path: Path) -> None:
     from pixelrt.export.diffusion.pipeline import export_untrained
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    export_untrained(config, SEED, path, weights=WEIGHTS)
+    export_untrained(config, SEED, path, whole=False, weights=WEIGHTS)
 
 
 def make_jobs(case: PartCase, config: Mapping[str, Any], root: Path, folder: Path) -> Jobs:

@@ -193,7 +193,7 @@ def _export_diffusion(
             )
         a_name = config and not Path(config).is_file()
         chosen = config if config and a_name else _read_config(config) or {}
-        export_untrained(chosen, seed, output, **options)
+        export_untrained(chosen, seed, output, whole=whole, **options)
     elif source is None:
         raise UsageError("nothing to export", hint="name a diffusers folder, a file or a hub id")
     else:

@@ -8,9 +8,9 @@ not hold (a table of sines, say) stays float32 in the graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -54,6 +54,20 @@ def round_weights(module: nn.Module, weights: Weights, name: str) -> torch.dtype
                 )
             parameter.copy_(rounded)
     return kind
+
+
+def rounding(load: Callable[[str], Any], weights: Weights) -> Callable[[str], Any]:
+    """``load``, which gives a module for a name, with the parameters as they are stored: whatever
+    is computed with them, a whole pipeline too, is computed with the values in the bundle."""
+    if weights == "auto":
+        return load  # stored so that nothing is lost
+
+    def rounded(name: str) -> Any:
+        module = load(name)
+        round_weights(module, weights, name)
+        return module
+
+    return rounded
 
 
 def store(model: ir.Model, kind: torch.dtype) -> None:

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.diffusion_parts import TINY
 from pixelrt.bundle_files import MANIFEST
 from pixelrt.cli.main import run
 from pixelrt.errors import BundleError
 from pixelrt.export.diffusion import pipeline as export
+from pixelrt.export.diffusion.pipeline import export_untrained
 from pixelrt.export.diffusion.whole import run_pipe
 from pixelrt.pipeline_bundle import open_pipeline
 from pixelrt.runtime.backends.select import Choice
@@ -35,9 +37,9 @@ def wholes(path: Path) -> list[WholeCheck]:
         return [check_whole(bundle, networks, one) for one in bundle.manifest.references]
 
 
-def planted(made: Exported, target: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+def planted(bundle: Path, target: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     """A copy with other settings."""
-    shutil.copytree(made.bundle, target)
+    shutil.copytree(bundle, target)
     manifest = json.loads((target / MANIFEST).read_text())
     change(manifest)
     (target / MANIFEST).write_text(json.dumps(manifest))
@@ -86,7 +88,7 @@ PLANTED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 @pytest.mark.parametrize("case", PLANTED)
 def test_what_each_network_alone_cannot_show(case: str, sd: Exported, tmp_path: Path) -> None:
     change, words = PLANTED[case]
-    found = wholes(planted(sd, tmp_path / "a.pixelrt", lambda m: change(m["settings"])))
+    found = wholes(planted(sd.bundle, tmp_path / "a.pixelrt", lambda m: change(m["settings"])))
     assert any(words in reason for one in found for reason in one.reasons)
     assert not all(one.passed for one in found)
 
@@ -95,7 +97,7 @@ def test_verify_fails_though_every_network_passes(
     sd: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change = PLANTED["another scale of latents"][0]
-    path = planted(sd, tmp_path / "a.pixelrt", lambda m: change(m["settings"]))
+    path = planted(sd.bundle, tmp_path / "a.pixelrt", lambda m: change(m["settings"]))
     report = tmp_path / "report.html"
     assert run(["verify", str(path), *CPU, "--report", str(report)]) == 1
     told = capsys.readouterr()
@@ -117,7 +119,7 @@ def test_verify_fails_though_every_network_passes(
 def test_a_bundle_without_a_reference_says_so(
     sd: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = planted(sd, tmp_path / "a.pixelrt", lambda m: m.pop("references"))
+    path = planted(sd.bundle, tmp_path / "a.pixelrt", lambda m: m.pop("references"))
     assert run(["verify", str(path), *CPU]) == 0
     told = capsys.readouterr()
     assert "12 of 12 checks passed" in told.out
@@ -129,15 +131,45 @@ def test_the_whole_can_be_left_out_of_an_export(
 ) -> None:
     plans: list[Any] = []
     monkeypatch.setattr(export, "assemble", lambda plan, *_, **__: plans.append(plan))
-    for more in ([], ["--no-pipeline-reference"]):
-        # There is no bundle to describe.
-        assert run(["export", str(sd.folder), "-o", str(tmp_path / "a.pixelrt"), "-q", *more]) == 0
-    assert plans[0].examples is not None
-    assert plans[1].examples is None
+    random = ["--family", "diffusion", "--random-init", "0", "--config", "stable-diffusion-1.5"]
+    for source in ([str(sd.folder)], [str(sd.folder), "--weights", "float16"], random):
+        for more in ([], ["--no-pipeline-reference"]):
+            # There is no bundle to describe.
+            words = ["export", *source, "-o", str(tmp_path / "a.pixelrt"), "-q", *more]
+            assert run(words) == 0
+        assert plans[-2].examples is not None
+        assert plans[-1].examples is None
+
+
+@pytest.fixture(scope="module")
+def rounded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights, in bfloat16."""
+    path = tmp_path_factory.mktemp("rounded") / "a.pixelrt"
+    return export_untrained(TINY, 0, path, weights="bfloat16")
+
+
+def test_rounded_and_random_weights_are_those_of_the_whole(rounded: Path) -> None:
+    found = wholes(rounded)
+    assert [one.name for one in found] == ["text-to-image", "image-to-image"]
+    for one in found:
+        assert one.passed, one.reasons
+        assert one.precision == "float32"
+        assert one.expected.images.std() > 10  # a picture, not a plain
+
+
+@pytest.mark.parametrize("case", ["another noise schedule", "another scale of latents"])
+def test_what_is_wrong_shows_with_rounded_weights_too(
+    case: str, rounded: Path, tmp_path: Path
+) -> None:
+    change, words = PLANTED[case]
+    found = wholes(planted(rounded, tmp_path / "a.pixelrt", lambda m: change(m["settings"])))
+    assert any(words in reason for one in found for reason in one.reasons)
 
 
 def test_a_mode_of_another_version_is_named(sd: Exported, tmp_path: Path) -> None:
-    path = planted(sd, tmp_path / "a.pixelrt", lambda m: m["references"][0].update(mode="close"))
+    path = planted(
+        sd.bundle, tmp_path / "a.pixelrt", lambda m: m["references"][0].update(mode="close")
+    )
     with pytest.raises(BundleError, match="mode close of family stable-diffusion"):
         wholes(path)
 

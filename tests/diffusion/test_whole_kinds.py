@@ -13,17 +13,20 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pixelrt.export.assemble import Plan
 from pixelrt.export.diffusion.kandinsky import kandinsky_plan
+from pixelrt.export.diffusion.lora import LoraFile
 from pixelrt.export.diffusion.recipes import plan_of
 from pixelrt.export.diffusion.source import open_diffusers
 from pixelrt.export.diffusion.upscalers import upscaler_plan
+from pixelrt.fidelity import compare_relative
 from pixelrt.manifest import FileEntry, PipelineManifest, PipelineReference
 from pixelrt.pipeline_bundle import PipelineBundle
 from pixelrt.runtime.backends.base import Array, BackendInfo
 from pixelrt.runtime.networks import Networks
-from pixelrt.runtime.whole import check_whole
+from pixelrt.runtime.whole import STEP_MAX_ABS, check_whole
 from pixelrt.whole_run import encode_run
 from tests.diffusion import kandinsky_models, models
 
@@ -100,6 +103,42 @@ def test_kandinsky_with_its_prior(tmp_path: Path) -> None:
     assert_whole(plan, tmp_path / "bundle", ("text_to_image", "image_to_image"))
 
 
+def test_weights_are_rounded_for_the_whole_too(tmp_path: Path) -> None:
+    """diffusers, the networks and what is embedded at export have the very same ones."""
+    made = kandinsky_models.kandinsky(tmp_path)
+    plan = kandinsky_plan(
+        open_diffusers(made.decoder_folder), made.prior_folder, weights="bfloat16"
+    )
+    for part in plan.parts():
+        for weight in part.module.parameters():
+            assert torch.equal(weight, weight.bfloat16().float())
+    exact = bundle_of(
+        kandinsky_plan(open_diffusers(made.decoder_folder), made.prior_folder), tmp_path / "exact"
+    )
+    bundle = assert_whole(plan, tmp_path / "bundle", ("text_to_image", "image_to_image"))
+    last, wanted = (one.reference(one.manifest.references[0]).steps[-1] for one in (bundle, exact))
+    assert compare_relative(wanted, last).max_abs > 10 * STEP_MAX_ABS
+
+
+def test_weights_are_rounded_once_all_is_merged_into_them(tmp_path: Path) -> None:
+    models.controlled(tmp_path)
+    key = "lora_unet_mid_block_resnets_0_conv1"
+    file = tmp_path / "lora.safetensors"
+    torch.manual_seed(3)
+    save_file(
+        {
+            f"{key}.lora_down.weight": torch.randn(2, 32, 3, 3),
+            f"{key}.lora_up.weight": torch.randn(32, 2, 1, 1),
+        },
+        file,
+    )
+    plan = plan_of(open_diffusers(tmp_path / "pipe"), loras=[LoraFile(file)], weights="float16")
+    for part in plan.parts():
+        for weight in part.module.parameters():
+            assert torch.equal(weight, weight.half().float())
+    assert_whole(plan, tmp_path / "bundle", KINDS["controlled"])
+
+
 @pytest.mark.parametrize("kind", ["latent_upscaler", "upscaler"])
 def test_upscalers(kind: str, tmp_path: Path) -> None:
     getattr(models, kind)(tmp_path)
@@ -107,7 +146,7 @@ def test_upscalers(kind: str, tmp_path: Path) -> None:
     assert_whole(plan, tmp_path / "bundle", ("upscale",))
 
 
-def assert_whole(plan: Plan, root: Path, modes: tuple[str, ...]) -> None:
+def assert_whole(plan: Plan, root: Path, modes: tuple[str, ...]) -> PipelineBundle:
     bundle = bundle_of(plan, root)
     networks = cast("Networks", InTorch(plan, bundle))
     found = [check_whole(bundle, networks, one) for one in bundle.manifest.references]
@@ -116,3 +155,4 @@ def assert_whole(plan: Plan, root: Path, modes: tuple[str, ...]) -> None:
         assert one.passed, one.reasons
         assert len(one.steps) in (3, 4)
         assert one.expected.images.std() > 10  # a picture, not a plain
+    return bundle

@@ -27,6 +27,7 @@ from pixelrt.export.diffusion.source import DiffusersFolder, digest_of, open_dif
 from pixelrt.export.diffusion.tokenizer import export_tokenizer
 from pixelrt.export.diffusion.whole import examples
 from pixelrt.export.part import Part
+from pixelrt.export.weights import Weights, rounding
 from pixelrt.manifest import Source
 from pixelrt.pipeline_settings import ClipImageSettings, KandinskySettings, TextSettings
 from pixelrt.spec import TokenizerSettings
@@ -73,8 +74,11 @@ class PriorFolder:
             )
 
 
-def kandinsky_plan(decoder: DiffusersFolder, prior: str | Path | None) -> Plan:
+def kandinsky_plan(
+    decoder: DiffusersFolder, prior: str | Path | None, *, weights: Weights = "auto"
+) -> Plan:
     """``prior``: folder or hub id of the prior, where ``decoder`` is no combined pipeline.
+    ``weights``: what they are rounded to.
 
     Raises ``UsageError`` where it is missing or one too many, ``CheckpointError`` for what cannot
     be exported.
@@ -101,16 +105,17 @@ def kandinsky_plan(decoder: DiffusersFolder, prior: str | Path | None) -> Plan:
         minimum=max(multiple, 2 * scale * levels),
     )
     assets = {TOKENIZER: data}
+    load, load_prior = rounding(decoder.load, weights), rounding(first.load, weights)
 
     def parts() -> Iterator[Part]:
         length = tokenizer.model_max_length
-        encoder = first.load("text_encoder")
+        encoder = load_prior("text_encoder")
         yield text_part("text_encoder", encoder, length=length, layer=0, normed=False, pooled=True)
         del encoder  # only one network is in memory
-        yield _prior(first.load("prior"), assets)
-        yield _image_encoder(first.load("image_encoder"), assets)
-        yield image_unet_part(decoder.load("unet"))
-        yield from movq_parts(decoder.load("movq"))
+        yield _prior(load_prior("prior"), assets)
+        yield _image_encoder(load_prior("image_encoder"), assets)
+        yield image_unet_part(load("unet"))
+        yield from movq_parts(load("movq"))
 
     folders = [decoder] if first.folder is decoder else [decoder, first.folder]
     source = Source(
@@ -129,7 +134,8 @@ def kandinsky_plan(decoder: DiffusersFolder, prior: str | Path | None) -> Plan:
         parts,
         libraries,
         choices,
-        lambda: examples(kandinsky_ways(decoder, first, settings)),
+        lambda: examples(kandinsky_ways(load, load_prior, first.tokenizer(), settings)),
+        weights,
     )
 
 

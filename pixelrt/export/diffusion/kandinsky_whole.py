@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from pixelrt.export.diffusion.source import DiffusersFolder
 from pixelrt.export.diffusion.whole import (
     GUIDANCE,
     NEGATIVE,
@@ -14,14 +14,14 @@ from pixelrt.export.diffusion.whole import (
     STEPS,
     STRENGTH,
     Way,
+    clip_tokenizer,
     make_scheduler,
 )
 from pixelrt.export.samples import photo
 from pixelrt.geometry import Size
 from pixelrt.pipeline_settings import KandinskySettings
 
-if TYPE_CHECKING:
-    from pixelrt.export.diffusion.kandinsky import PriorFolder
+Load = Callable[[str], Any]
 
 CLASSES = {
     "text_to_image": "KandinskyV22CombinedPipeline",
@@ -30,11 +30,12 @@ CLASSES = {
 
 
 def kandinsky_ways(
-    decoder: DiffusersFolder, prior: PriorFolder, settings: KandinskySettings
+    load: Load, load_prior: Load, tokenizer: Path, settings: KandinskySettings
 ) -> Iterator[Way]:
     """Both modes on the smallest square: of pictures, diffusers' image processor is given width
-    and height the wrong way round."""
-    components = cache(partial(_components, decoder, prior, settings))
+    and height the wrong way round. ``load``: components of the decoder by name, ``load_prior``
+    of the prior; ``tokenizer``: the folder of the prior's."""
+    components = cache(partial(_components, load, load_prior, tokenizer, settings))
     side = settings.minimum
     options: dict[str, Any] = {
         "prompt": PROMPT,
@@ -52,18 +53,14 @@ def kandinsky_ways(
 
 
 def _components(
-    decoder: DiffusersFolder, prior: PriorFolder, settings: KandinskySettings
+    load: Load, load_prior: Load, tokenizer: Path, settings: KandinskySettings
 ) -> dict[str, Any]:
-    from transformers import CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(str(prior.tokenizer()), local_files_only=True)
-    tokenizer.model_max_length = settings.text.tokenizer.model_max_length
     parts = ("prior", "image_encoder", "text_encoder")
     return {
-        "unet": decoder.load("unet"),
-        "movq": decoder.load("movq"),
-        **{f"prior_{name}": prior.load(name) for name in parts},
-        "prior_tokenizer": tokenizer,
+        "unet": load("unet"),
+        "movq": load("movq"),
+        **{f"prior_{name}": load_prior(name) for name in parts},
+        "prior_tokenizer": clip_tokenizer(tokenizer, settings.text),
         "prior_image_processor": None,  # prompts alone are embedded
         "scheduler": make_scheduler(settings.scheduler),
         "prior_scheduler": make_scheduler(settings.prior_scheduler),

@@ -19,6 +19,7 @@ from pixelrt.export.diffusion.whole import (
     STEPS,
     STRENGTH,
     Way,
+    clip_tokenizer,
     make_scheduler,
 )
 from pixelrt.export.samples import photo
@@ -35,7 +36,7 @@ DIVISOR = 8
 @dataclass(frozen=True)
 class Original:
     """A pipeline as it stands in ``folder``. ``load``: a component by name, with what is merged
-    into it; ``controls``: loads the ControlNets of the bundle, in their order."""
+    into it, as it is stored; ``controls``: loads the ControlNets of the bundle, in their order."""
 
     folder: DiffusersFolder
     settings: DiffusionSettings
@@ -111,9 +112,6 @@ def _arrays(mode: str, controls: int, size: Size) -> dict[str, NDArray[np.uint8]
 
 def components_of(original: Original) -> dict[str, Any]:
     """All that diffusers needs, in memory at once."""
-    from transformers import CLIPTokenizer
-
-    folder = original.folder
     made: dict[str, Any] = {"vae": original.load("vae"), "unet": original.load("unet")}
     if original.xl:
         # The refiner has the second alone.
@@ -121,10 +119,7 @@ def components_of(original: Original) -> dict[str, Any]:
     for one in original.settings.text:
         name = one.network.replace("text_encoder", "tokenizer")
         made[one.network] = original.load(one.network)
-        made[name] = CLIPTokenizer.from_pretrained(
-            str(folder.tokenizer(name)), local_files_only=True
-        )
-        made[name].model_max_length = one.tokenizer.model_max_length
+        made[name] = clip_tokenizer(original.folder.tokenizer(name), one)
     if original.settings.controls:
         nets = original.controls()
         made["controlnet"] = nets[0] if len(nets) == 1 else nets

@@ -44,14 +44,13 @@ def export_diffusion(
     merged into the weights. ``tokenizers`` and ``config``: for a single file, see
     ``open_single_file``. ``prior``: folder or hub id of Kandinsky's. ``weights``: see
     ``pixelrt.export.weights``; ``to_bfloat16``: see ``export_part``. ``whole``: also run the whole
-    pipeline in diffusers, for `pixelrt verify` to reproduce; all networks are in memory then. It is
-    left out where weights are rounded, since diffusers' would not be. Raises as ``assemble`` does.
+    pipeline in diffusers, with the weights as they are stored, for `pixelrt verify` to reproduce;
+    all networks are in memory then. Raises as ``assemble`` does.
     """
     check_output(output, overwrite)
-    plan = _plan(_opened(source, tokenizers, config), controlnets, loras, prior)
-    plan = replace(plan, weights=weights, to_bfloat16=to_bfloat16)
-    plan = plan if whole and weights in ("auto", "float32") else replace(plan, examples=None)
-    return assemble(plan, output, overwrite=overwrite, report=report)
+    plan = _plan(_opened(source, tokenizers, config), controlnets, loras, prior, weights)
+    plan = replace(plan, to_bfloat16=to_bfloat16)
+    return _write(plan, output, whole=whole, overwrite=overwrite, report=report)
 
 
 def export_untrained(
@@ -60,22 +59,28 @@ def export_untrained(
     output: Path,
     *,
     tokenizers: Sequence[str] = (),
+    whole: bool = True,
     weights: Weights = "auto",
     to_bfloat16: Rewrite | None = None,
     overwrite: bool = False,
     report: Report = lambda part: None,
 ) -> Path:
-    """Write a verified bundle of random weights to ``output``, without a run of the whole pipeline;
-    gives ``output``.
+    """Write a verified bundle of random weights to ``output``; gives ``output``.
 
-    ``config`` and ``tokenizers``: see ``open_untrained``. Raises as ``assemble`` does.
+    ``config`` and ``tokenizers``: see ``open_untrained``; the rest as for ``export_diffusion``.
+    Raises as ``assemble`` does.
     """
     check_output(output, overwrite)
     with tempfile.TemporaryDirectory(prefix="pixelrt-export-") as folder:
         opened = open_untrained(config, seed, tokenizers, Path(folder))
-        plan = replace(plan_of(opened), source=opened.source, examples=None)
-        plan = replace(plan, weights=weights, to_bfloat16=to_bfloat16)
-        return assemble(plan, output, overwrite=overwrite, report=report)
+        plan = plan_of(opened, weights=weights)
+        plan = replace(plan, source=opened.source, to_bfloat16=to_bfloat16)
+        return _write(plan, output, whole=whole, overwrite=overwrite, report=report)
+
+
+def _write(plan: Plan, output: Path, *, whole: bool, overwrite: bool, report: Report) -> Path:
+    plan = plan if whole else replace(plan, examples=None)
+    return assemble(plan, output, overwrite=overwrite, report=report)
 
 
 def _plan(
@@ -83,6 +88,7 @@ def _plan(
     controlnets: Sequence[Path],
     loras: Sequence[LoraFile],
     prior: str | None,
+    weights: Weights,
 ) -> Plan:
     if prior is not None and folder.pipeline not in kandinsky.PIPELINES:
         raise UsageError(
@@ -91,15 +97,15 @@ def _plan(
             expected=" or ".join(kandinsky.DECODERS),
         )
     if folder.pipeline not in (*kandinsky.PIPELINES, *UPSCALERS):
-        return plan_of(folder, controlnets, loras)
+        return plan_of(folder, controlnets, loras, weights=weights)
     if controlnets or loras:
         raise UsageError(
             f"--controlnet and --lora do not go with {folder.pipeline}",
             expected="a pipeline of Stable Diffusion that makes pictures",
         )
     if folder.pipeline in UPSCALERS:
-        return upscaler_plan(folder)
-    return kandinsky.kandinsky_plan(folder, prior)
+        return upscaler_plan(folder, weights=weights)
+    return kandinsky.kandinsky_plan(folder, prior, weights=weights)
 
 
 def _opened(

@@ -22,6 +22,7 @@ from pixelrt.export.diffusion.source import (
 from pixelrt.export.diffusion.tokenizer import export_tokenizer
 from pixelrt.export.diffusion.whole import examples
 from pixelrt.export.part import Part
+from pixelrt.export.weights import Weights, rounding
 from pixelrt.manifest import Source
 from pixelrt.pipeline_settings import DiffusionSettings, TextSettings, TimeIds
 
@@ -60,11 +61,15 @@ UPSCALERS = {
 
 
 def plan_of(
-    folder: DiffusersFolder, controlnets: Sequence[Path] = (), loras: Sequence[LoraFile] = ()
+    folder: DiffusersFolder,
+    controlnets: Sequence[Path] = (),
+    loras: Sequence[LoraFile] = (),
+    *,
+    weights: Weights = "auto",
 ) -> Plan:
     """``controlnets``: folders of ControlNets to put into the UNet's graph, beside those that
-    the pipeline has. ``loras``: files to merge into the weights. Raises ``CheckpointError`` for
-    what cannot be exported."""
+    the pipeline has. ``loras``: files to merge into the weights, before they are rounded to
+    ``weights``. Raises ``CheckpointError`` for what cannot be exported."""
     family = FAMILIES.get(folder.pipeline)
     if family is None:
         raise CheckpointError(
@@ -107,13 +112,18 @@ def plan_of(
 
     updates = read_loras(loras, folder)
 
-    def load(name: str) -> Any:
+    def merged(name: str) -> Any:
         model = folder.load(name)
         merge(model, updates.get(name, ()))
         return model
 
+    def controlnet(path: str) -> Any:
+        return load_component("diffusers", "ControlNetModel", Path(path))
+
+    load, load_controlnet = rounding(merged, weights), rounding(controlnet, weights)
+
     def controls() -> list[Any]:
-        return [load_component("diffusers", "ControlNetModel", path) for path in nets]
+        return [load_controlnet(str(path)) for path in nets]
 
     def parts() -> Iterator[Part]:
         for name, one in zip(encoders, text, strict=True):
@@ -147,6 +157,7 @@ def plan_of(
         libraries,
         choices,
         lambda: examples(ways_of(original)),
+        weights,
     )
 
 

@@ -36,6 +36,7 @@ from pixelrt.export.diffusion.whole import (
 )
 from pixelrt.export.part import Part
 from pixelrt.export.samples import photo
+from pixelrt.export.weights import Weights, rounding
 from pixelrt.geometry import Size
 from pixelrt.manifest import Source
 from pixelrt.pipeline_settings import DiffusionSettings
@@ -48,8 +49,9 @@ PIXEL_SCALING = 0.08333
 NOISE_LEVEL = 20
 
 
-def upscaler_plan(folder: DiffusersFolder) -> Plan:
-    """Raises ``CheckpointError`` for what cannot be exported."""
+def upscaler_plan(folder: DiffusersFolder, *, weights: Weights = "auto") -> Plan:
+    """``weights``: what they are rounded to. Raises ``CheckpointError`` for what cannot be
+    exported."""
     family = UPSCALERS[folder.pipeline]
     assets: dict[str, bytes] = {}
     text = text_settings(folder, "text_encoder", assets, pooled=family == LATENT_UPSCALER)
@@ -80,19 +82,20 @@ def upscaler_plan(folder: DiffusersFolder) -> Plan:
         low_scheduler=low,
         max_noise_level=int(folder.index.get("max_noise_level", 350)) if low else 0,
     )
+    load = rounding(folder.load, weights)
 
     def parts() -> Iterator[Part]:
         yield text_part(
             "text_encoder",
-            folder.load("text_encoder"),
+            load("text_encoder"),
             length=text.tokenizer.model_max_length,
             layer=1 if family == LATENT_UPSCALER else 0,
             normed=False,
             pooled=text.pooled,
         )
-        network = folder.load("unet")
+        network = load("unet")
         yield k_unet_part(network) if family == LATENT_UPSCALER else unet_part(network, [], scale)
-        encoder, decoder = vae_parts(folder.load("vae"), scale)
+        encoder, decoder = vae_parts(load("vae"), scale)
         # The small picture goes into the x4 upscaler's UNet as it is.
         yield from (encoder, decoder) if family == LATENT_UPSCALER else (decoder,)
 
@@ -106,7 +109,8 @@ def upscaler_plan(folder: DiffusersFolder) -> Plan:
         parts,
         ("diffusers", "tokenizers"),
         folder.choices(),
-        lambda: examples([_way(Original(folder, settings, folder.load, list))]),
+        lambda: examples([_way(Original(folder, settings, load, list))]),
+        weights,
     )
 
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from pixelrt.errors import CheckpointError, ExportError
 from pixelrt.export.assemble import Example
+from pixelrt.pipeline_settings import TextSettings
 from pixelrt.whole_run import WholeRun
 
 PROMPT, NEGATIVE = "a photo of a house", "blurry"
@@ -147,3 +149,12 @@ def make_scheduler(config: Mapping[str, Any]) -> Any:
         raise CheckpointError("the scheduler is unknown to diffusers", found=name)
     made: Any = kind
     return made.from_config(dict(config))
+
+
+def clip_tokenizer(folder: Path, text: TextSettings) -> Any:
+    """transformers' tokenizer of ``folder``, for prompts as long as those of the bundle."""
+    from transformers import CLIPTokenizer
+
+    made = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    made.model_max_length = text.tokenizer.model_max_length
+    return made
