@@ -21,6 +21,7 @@ from diffusers import (
     StableDiffusionUpscalePipeline,
     StableDiffusionXLControlNetPipeline,
     StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -170,7 +171,7 @@ def latent_consistency(folder: Path) -> LatentConsistencyModelPipeline:
     )
 
 
-def _xl_unet(text: int, numbers: int) -> UNet2DConditionModel:
+def _xl_unet(text: int, numbers: int, **more: Any) -> UNet2DConditionModel:
     """``numbers``: how many it is told of sizes."""
     return unet(
         text,
@@ -178,6 +179,7 @@ def _xl_unet(text: int, numbers: int) -> UNet2DConditionModel:
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=numbers * 8 + 32,
+        **more,
     )
 
 
@@ -203,6 +205,17 @@ def controlled_xl(folder: Path) -> StableDiffusionXLControlNetPipeline:
         StableDiffusionXLControlNetPipeline(
             **_xl_parts(folder, network, levels=2),
             controlnet=controlnet(network, 4),
+            scheduler=EulerDiscreteScheduler(**XL_SCHEDULER),
+        ),
+    )
+
+
+def inpainting_xl(folder: Path) -> StableDiffusionXLInpaintPipeline:
+    """SDXL's UNet for inpainting, which is shown the mask and the masked picture."""
+    return _saved(
+        folder,
+        StableDiffusionXLInpaintPipeline(
+            **_xl_parts(folder, _xl_unet(64, 6, in_channels=9), levels=2),
             scheduler=EulerDiscreteScheduler(**XL_SCHEDULER),
         ),
     )

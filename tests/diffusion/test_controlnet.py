@@ -113,6 +113,7 @@ def test_sdxl_is_that_of_diffusers(xl: Exported, photo: Any, guides: Any) -> Non
         (1, {}, UsageError, "one control image for every ControlNet"),
         (2, {"controlnet_conditioning_scale": [1.0]}, UsageError, "for every ControlNet"),
         (2, {"control_guidance_end": [1.0, 1.0, 1.0]}, UsageError, "control_guidance_end"),
+        (2, {"guess_mode": True}, UsageError, "guess mode is not there"),
         (2, {"prompt": ["a cat"] * 3, "pairs": True}, UsageError, "as many control images"),
     ],
 )

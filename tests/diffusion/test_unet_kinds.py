@@ -28,6 +28,11 @@ def nine(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 
 @pytest.fixture(scope="module")
+def nine_xl(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return exported(tmp_path_factory.mktemp("inpainting-xl"), models.inpainting_xl)
+
+
+@pytest.fixture(scope="module")
 def lcm(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return exported(tmp_path_factory.mktemp("lcm"), models.latent_consistency)
 
@@ -57,6 +62,24 @@ def test_nine_channels_paint_as_diffusers_do(
         pipe = nine.pipe
     wanted = theirs(pipe, 1, height=64, width=96, **options)
     assert_same(wanted, ours(nine, "inpaint", 1, scheduler=scheduler, **options))
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.7])
+def test_nine_channels_of_sdxl_paint_as_diffusers_do(
+    nine_xl: Exported, photo: Any, mask: Any, strength: float
+) -> None:
+    options = {
+        "image": photo,
+        "mask_image": mask,
+        "strength": strength,
+        "negative_prompt": "blurry",
+        "num_inference_steps": 5,
+        "num_images_per_prompt": 2,
+        "height": 32,
+        "width": 48,
+    }
+    wanted = theirs(nine_xl.pipe, 1, **options)
+    assert_same(wanted, ours(nine_xl, "inpaint", 1, **options))
 
 
 def test_nine_channels_only_paint(nine: Exported, photo: Any) -> None:

@@ -41,6 +41,7 @@ KINDS = {
     "controlled": ("text_to_image", "image_to_image"),
     "controlled_xl": ("text_to_image", "image_to_image"),
     "inpainting": ("inpaint",),
+    "inpainting_xl": ("inpaint",),
     "latent_consistency": ("text_to_image", "image_to_image"),
     "refiner": ("image_to_image",),
 }
@@ -95,6 +96,18 @@ def bundle_of(plan: Plan, root: Path) -> PipelineBundle:
 def test_the_whole_is_that_of_diffusers(kind: str, tmp_path: Path) -> None:
     getattr(models, kind)(tmp_path)
     assert_whole(plan_of(open_diffusers(tmp_path / "pipe")), tmp_path / "bundle", KINDS[kind])
+
+
+def test_guidance_that_is_left_out_is_that_of_diffusers(tmp_path: Path) -> None:
+    """Of SDXL it is what the references were made with."""
+    models.controlled_xl(tmp_path)
+    plan = plan_of(open_diffusers(tmp_path / "pipe"))
+    bundle = bundle_of(plan, tmp_path / "bundle")
+    networks = cast("Networks", InTorch(plan, bundle))
+    for one in bundle.manifest.references:
+        assert one.options.pop("guidance_scale") == 5
+        found = check_whole(bundle, networks, one)
+        assert found.passed, found.reasons
 
 
 def test_kandinsky_with_its_prior(tmp_path: Path) -> None:

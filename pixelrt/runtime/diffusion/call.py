@@ -94,8 +94,9 @@ class Call(CommonCall):
     ``denoising_end``: the share of the schedule that another pipeline did or will do.
     ``long_prompts``, ``weighting``: see ``text.batch``. ``control_images``: for every ControlNet a
     picture or (N, H, W, 3); with ``controlnet_conditioning_scale``, ``control_guidance_start``
-    and ``_end`` for all or each. ``original_size``, ``target_size`` (height, width),
-    ``crops_coords_top_left``, ``aesthetic_score`` and its negative: what SDXL is told.
+    and ``_end`` for all or each; ``guess_mode`` is refused. ``original_size``, ``target_size``
+    (height, width), ``crops_coords_top_left``, ``aesthetic_score`` and its negative: what SDXL is
+    told.
     """
 
     prompt_2: str | Sequence[str] | None = None
@@ -114,11 +115,21 @@ class Call(CommonCall):
     controlnet_conditioning_scale: float | Sequence[float] = 1.0
     control_guidance_start: float | Sequence[float] = 0.0
     control_guidance_end: float | Sequence[float] = 1.0
+    guess_mode: bool = False
     original_size: tuple[int, int] | None = None
     target_size: tuple[int, int] | None = None
     crops_coords_top_left: tuple[int, int] = (0, 0)
     aesthetic_score: float = 6.0
     negative_aesthetic_score: float = 2.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.guess_mode:
+            raise UsageError(
+                "guess mode is not there: the ControlNets of a bundle are part of its UNet's graph",
+                found="guess_mode=True",
+                hint="controlnet_conditioning_scale says how much they guide",
+            )
 
 
 SomeCall = TypeVar("SomeCall", bound=CommonCall)

@@ -8,6 +8,7 @@ import numpy as np
 
 from pixelrt.errors import InputError, UsageError
 from pixelrt.geometry import Size
+from pixelrt.pipeline_settings import DiffusionSettings
 from pixelrt.runtime.diffusion.call import Call, Generated, call_of
 from pixelrt.runtime.diffusion.latent_pipeline import Begin, LatentPipeline, Values, spread
 from pixelrt.runtime.diffusion.pictures import (
@@ -19,18 +20,30 @@ from pixelrt.runtime.diffusion.pictures import (
 )
 
 INPAINTING_CHANNELS = 9
+CONSISTENCY = "LatentConsistencyModel"
+
+
+def default_guidance(pipeline: str, settings: DiffusionSettings, mode: str) -> float:
+    """The guidance scale that diffusers takes where none is given, by the class that ``mode`` has
+    there. ``pipeline``: the class that was exported."""
+    if pipeline.startswith(CONSISTENCY) and mode != "inpaint":
+        return 8.5
+    # SDXL's class for inpainting without ControlNets has that of Stable Diffusion.
+    plain = not settings.time_ids or (mode == "inpaint" and not settings.controls)
+    return 7.5 if plain else 5.0
 
 
 class StableDiffusion(LatentPipeline):
     """A bundle of family ``stable-diffusion`` or ``stable-diffusion-xl``, ready to run.
 
-    Options of all methods: see ``Call``. All raise ``UsageError`` and ``InputError`` for what
-    cannot be done, ``BackendError`` where a network cannot be run.
+    Options of all methods: see ``Call``; of ``guidance_scale`` the default is ``default_guidance``.
+    All raise ``UsageError`` and ``InputError`` for what cannot be done, ``BackendError`` where a
+    network cannot be run.
     """
 
     def text_to_image(self, prompt: Any = None, **options: Any) -> Generated:
         """Pictures from a prompt alone."""
-        call = call_of({"prompt": prompt, **options})
+        call = self._call("text_to_image", prompt, options)
         self._check_paints_anew()
         # diffusers takes the size of the control picture, too
         controls = call.control_images if self.settings.controls else ()
@@ -46,7 +59,7 @@ class StableDiffusion(LatentPipeline):
         ``image``: see ``pictures.pictures``, or latents float32 (N, c, h, w). ``strength``: how
         much of the schedule is run, in (0, 1].
         """
-        call = call_of({"prompt": prompt, **options})
+        call = self._call("image_to_image", prompt, options)
         self._check_paints_anew()
         if image is None:
             raise UsageError("there is no image")
@@ -74,7 +87,7 @@ class StableDiffusion(LatentPipeline):
         masked picture is shown to it; with one of four, what the mask leaves out is put back
         after every step.
         """
-        call = call_of({"prompt": prompt, **options})
+        call = self._call("inpaint", prompt, options)
         if image is None or mask_image is None:
             raise UsageError("inpainting needs an image and a mask_image")
         size = self._size(call, image)
@@ -107,6 +120,10 @@ class StableDiffusion(LatentPipeline):
             return (1 - small) * before + small * now
 
         return self._finish(job, Begin(latents, keep=keep))
+
+    def _call(self, mode: str, prompt: Any, options: dict[str, Any]) -> Call:
+        guidance = default_guidance(self.bundle.manifest.variant, self.settings, mode)
+        return call_of({"guidance_scale": guidance, "prompt": prompt, **options})
 
     def _check_paints_anew(self) -> None:
         if self.settings.unet_channels == INPAINTING_CHANNELS:

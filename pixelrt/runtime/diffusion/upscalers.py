@@ -35,6 +35,7 @@ FOREIGN = (
     "controlnet_conditioning_scale",
     "control_guidance_start",
     "control_guidance_end",
+    "guess_mode",
     "original_size",
     "target_size",
     "crops_coords_top_left",
