@@ -13,7 +13,7 @@ import numpy as np
 
 from pixelrt.cli.inspect import RUN_BY
 from pixelrt.cli.options import ByteCount, PixelSize, Tile
-from pixelrt.cli.terminal import note, tile_bar
+from pixelrt.cli.terminal import note, stage_bar
 from pixelrt.errors import InputError, OutputError, UsageError
 from pixelrt.files import atomic_write
 from pixelrt.runtime.backends.select import PRECISIONS
@@ -23,8 +23,11 @@ from pixelrt.runtime.diffusion.schedulers import NAMES
 from pixelrt.runtime.images.encode import output_format, write_picture
 from pixelrt.runtime.images.metadata import Metadata
 from pixelrt.runtime.images.read import Picture, read_picture
+from pixelrt.runtime.networks import Networks
 
 LATENTS = ".npy"
+STEPS = "denoising"
+IN_TILES = {"vae_encoder": "encoding in tiles", "vae_decoder": "decoding in tiles"}
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _OPTIONS: tuple[Any, ...] = (
@@ -122,7 +125,7 @@ def generate(options: dict[str, Any], mode: str, **inputs: Any) -> None:
         max_memory=options["max_memory"],
     ) as pipeline:
         method = _method(pipeline, mode)
-        with steps_bar(options["steps"], quiet=options["quiet"]) as step:
+        with steps_bar(options["steps"], pipeline.networks, quiet=options["quiet"]) as step:
             call = call_options(options, latent=latent)
             given = {name: value for name, value in inputs.items() if value is not None}
             made: Generated = method(**call, **given, callback=step)
@@ -193,12 +196,24 @@ def targets_of(output: Path, count: int) -> list[Path]:
 
 
 @contextmanager
-def steps_bar(count: int | None, *, quiet: bool) -> Iterator[Callable[[StepInfo], None] | None]:
-    """``count``: where it is known before the first step."""
-    with tile_bar("denoising", enabled=not quiet, counts="steps") as bar:
-        if bar and count:
-            bar(0, count)
-        yield bar and (lambda info: bar(info.number + 1, info.steps))
+def steps_bar(
+    count: int | None, networks: Networks, *, quiet: bool
+) -> Iterator[Callable[[StepInfo], None] | None]:
+    """For one call: of its steps, and of the tiles of those of ``networks`` that are run in tiles.
+    ``count``: of steps, where it is known before the first."""
+    with stage_bar(STEPS, enabled=not quiet, counts="steps") as bar:
+        if bar is None:
+            yield None
+            return
+        if count:
+            bar(STEPS, 0, count, "steps")
+        networks.progress = lambda name, done, total: bar(
+            IN_TILES.get(name, name), done, total, "tiles"
+        )
+        try:
+            yield lambda info: bar(STEPS, info.number + 1, info.steps, "steps")
+        finally:
+            networks.progress = None
 
 
 def tell_pipeline(pipeline: Pipeline, made: Generated) -> None:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import click
 
 Step = Callable[[int, int], None]
 Phase = Callable[[str, int, int], None]
+Stage = Callable[[str, int, int, str], None]
+
+
+class _Update(Protocol):
+    def __call__(self, name: str, done: int, total: int, what: str = ...) -> None: ...
 
 
 def note(text: str) -> None:
@@ -27,14 +33,21 @@ def table(rows: list[tuple[str, str]]) -> str:
 def tile_bar(title: str, *, enabled: bool, counts: str = "tiles") -> Iterator[Step | None]:
     """A bar with the time left on standard error; nothing where that is no terminal."""
     with _bar(title, enabled=enabled, counts=counts) as update:
-        yield update and (lambda done, total: update("", done, total))
+        yield None if update is None else (lambda done, total: update("", done, total))
 
 
 @contextmanager
 def frame_bar(title: str, *, enabled: bool) -> Iterator[Step | None]:
     """The same for the frames of a video; a total of 0 is one that nobody knows."""
     with _bar(title, enabled=enabled, counts="frames") as update:
-        yield update and (lambda done, total: update("", done, total))
+        yield None if update is None else (lambda done, total: update("", done, total))
+
+
+@contextmanager
+def stage_bar(title: str, *, enabled: bool, counts: str) -> Iterator[Stage | None]:
+    """The same for one stage after the other: its title, what is done and in all, of what."""
+    with _bar(title, enabled=enabled, counts=counts) as update:
+        yield update
 
 
 @contextmanager
@@ -45,8 +58,9 @@ def phase_bar(*, enabled: bool) -> Iterator[Phase | None]:
 
 
 @contextmanager
-def _bar(title: str, *, enabled: bool, counts: str = "") -> Iterator[Phase | None]:
-    """``counts``: what is counted; the time left is shown then."""
+def _bar(title: str, *, enabled: bool, counts: str = "") -> Iterator[_Update | None]:
+    """``counts``: what is counted at first; the time left is shown then, and begins anew with every
+    title."""
     if not (enabled and sys.stderr.isatty()):
         yield None
         return
@@ -59,14 +73,22 @@ def _bar(title: str, *, enabled: bool, counts: str = "") -> Iterator[Phase | Non
         rich.TaskProgressColumn(),
     ]
     if counts:
-        columns.append(rich.TextColumn(f"{{task.completed}}/{{task.total}} {counts}"))
+        columns.append(rich.TextColumn("{task.completed}/{task.total} {task.fields[counts]}"))
     columns.append(rich.TimeElapsedColumn())
     if counts:
         columns += [rich.TextColumn("left"), rich.TimeRemainingColumn()]
     with rich.Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=None)
+        task = progress.add_task(title, total=None, counts=counts)
 
-        def update(name: str, done: int, total: int) -> None:
-            progress.update(task, description=name or title, completed=done, total=total or None)
+        def update(name: str, done: int, total: int, what: str = counts) -> None:
+            if counts and progress.tasks[0].description != (name or title):
+                progress.reset(task)
+            progress.update(
+                task,
+                description=name or title,
+                completed=done,
+                total=total or None,
+                counts=what,
+            )
 
         yield update

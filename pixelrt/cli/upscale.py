@@ -108,7 +108,8 @@ def _one(pipeline: Upscaler, job: Job, run: Upscaling) -> Generated:
         raise OutputError(f"{job.target} exists", hint="pass --overwrite to replace it")
     source, metadata = _read(pipeline, job.source, run)
     asked = {NAMES.get(name, name): v for name, v in run.asked.items() if v is not None}
-    with steps_bar(asked.get("num_inference_steps"), quiet=run.quiet) as step:
+    steps = asked.get("num_inference_steps")
+    with steps_bar(steps, pipeline.networks, quiet=run.quiet) as step:
         made = pipeline.upscale(image=source, callback=step, **asked)
     assert made.images is not None
     if len(made.images) != 1:

@@ -93,12 +93,18 @@ class SegmentedSession(Closing):
         """In tiles of ``CUTS``: so the samples prove the cuts too."""
         return self.run(feeds, CUTS)
 
-    def run(self, feeds: Mapping[str, Array], tiling: Tiling) -> dict[str, Array]:
-        """As ``infer``. Raises ``InputError`` too where a side does not divide."""
+    def run(
+        self,
+        feeds: Mapping[str, Array],
+        tiling: Tiling,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, Array]:
+        """As ``infer``; ``progress``: see ``run_segments``. Raises ``InputError`` too where a side
+        does not divide."""
         if self._closed:
             raise BackendError("this session is closed")
         pixels = feeds[self.inputs[0].name]
-        found = run_segments(self._network.network, pixels, self._opened, tiling)
+        found = run_segments(self._network.network, pixels, self._opened, tiling, progress)
         return {self.outputs[0].name: found}
 
     def close(self) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from pixelrt.pipeline_bundle import PipelineBundle
 from pixelrt.runtime.backends.base import Array, Backend, BackendInfo, Session
@@ -25,7 +26,8 @@ class Networks(Closing):
     ``low_memory``: one network is open at a time, and ``backends`` are ``FRUGAL_BACKENDS`` where
     none are given. ``verify``: each is held against its samples before its first use on this
     machine. ``options``: of those that are run in tiles where a picture does not fit, ``tile`` and
-    ``max_memory``. ``used``: what ran each of them.
+    ``max_memory``. ``used``: what ran each of them. ``progress``, where it is set, is told of those
+    that are run in tiles: the name, tiles done, tiles in all.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Networks(Closing):
         self._backends = backends or (FRUGAL_BACKENDS if low_memory else BACKENDS)
         self.options = options or RunOptions()
         self.used: dict[str, BackendInfo] = {}
+        self.progress: Callable[[str, int, int], None] | None = None
         self._open: dict[str, Opened] = {}
 
     def run(self, name: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -54,7 +57,7 @@ class Networks(Closing):
             return self.session(name).infer(feeds)
         session = self.opened(name, in_tiles=True).session
         assert isinstance(session, SegmentedSession)
-        return session.run(feeds, tiling)
+        return session.run(feeds, tiling, self.progress and partial(self.progress, name))
 
     def session(self, name: str) -> Session:
         return self.opened(name).session

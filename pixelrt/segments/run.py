@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -23,39 +24,58 @@ Opener = Callable[[Segment], AbstractContextManager[Callable[[Feeds], Values]]]
 name to its output."""
 
 
-def run_segments(network: Network, pixels: Values, opener: Opener, tiling: Tiling) -> Values:
+def run_segments(
+    network: Network,
+    pixels: Values,
+    opener: Opener,
+    tiling: Tiling,
+    progress: Callable[[int, int], None] | None = None,
+) -> Values:
     """The network's output for its only input ``pixels`` (B, C, H, W) float32.
 
     One segment is open at a time. Each output pixel is written once, by the tile that owns it.
-    Raises as ``layout`` and ``plan_step`` do.
+    ``progress`` is called with the tiles done and the tiles in all, of all segments and pictures,
+    also once before the first. Raises as ``layout`` and ``plan_step`` do.
     """
     steps = layout(network, Size(*pixels.shape[2:]))
     result = np.empty(
         (len(pixels), steps[-1].channels, steps[-1].size.height, steps[-1].size.width), np.float32
     )
+    picture = Size(*max(pixels.shape[2:], result.shape[2:]))
+    plans = [plan_step(step, picture, tiling) for step in steps]
+    total, numbers = len(pixels) * sum(map(len, plans)), count()
+
+    def told() -> None:
+        if progress is not None:
+            progress(next(numbers), total)
+
+    told()
     for one, out in zip(pixels, result, strict=True):
-        _Picture(network, steps, one, out).run(opener, tiling)
+        _Picture(network, steps, one, out, told).run(opener, plans, Store(tiling.memory))
     return result
 
 
 class _Picture:
-    """The values of one picture, (C, H, W) by name, and the moments of those that are normed."""
+    """The values of one picture, (C, H, W) by name, and the moments of those that are normed.
+    ``told``: called after every tile."""
 
     def __init__(
-        self, network: Network, steps: tuple[Step, ...], pixels: Values, out: Values
+        self,
+        network: Network,
+        steps: tuple[Step, ...],
+        pixels: Values,
+        out: Values,
+        told: Callable[[], None],
     ) -> None:
         self._steps = steps
         self._out = out
+        self._told = told
         self._values = {network.component.graphs[0].inputs[0].name: pixels}
         self._norms = {s.norm.value: s.norm.groups for s in network.segments if s.norm}
         self._moments: dict[str, Moments] = {}
 
-    def run(self, opener: Opener, tiling: Tiling) -> None:
-        store = Store(tiling.memory)
-        first, last = next(iter(self._values.values())), self._out
-        picture = Size(*max(first.shape[1:], last.shape[1:]))
-        for number, step in enumerate(self._steps):
-            plan = plan_step(step, picture, tiling)
+    def run(self, opener: Opener, plans: Sequence[TilePlan], store: Store) -> None:
+        for number, (step, plan) in enumerate(zip(self._steps, plans, strict=True)):
             target = self._target(step, store, last=number + 1 == len(self._steps))
             moments = None
             if step.output in self._norms:
@@ -94,6 +114,7 @@ class _Picture:
             target[: step.channels, *tile.core.scaled(scale).slices] = own
             if moments is not None:
                 moments.add(own)
+            self._told()
 
     def _fixed(self, segment: Segment) -> dict[str, Values]:
         """What is the same for all tiles."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pixelrt.bundle_files import MANIFEST
+from pixelrt.cli import generate
 from pixelrt.cli.main import run
 from pixelrt.errors import FidelityError, UsageError
 from pixelrt.export.diffusion.vae_segments import vae_segments
@@ -103,8 +106,18 @@ def test_what_does_not_fit_is_cut_and_what_fits_is_not(sd: Exported) -> None:
         assert list(pipeline.networks.used) == ["vae_decoder"]
 
 
-def test_a_picture_is_the_same_in_tiles(sd: Exported, photo: Any, tmp_path: Path) -> None:
-    """Through the verbs: encoder and decoder."""
+def test_a_picture_is_the_same_in_tiles(
+    sd: Exported, photo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the verbs: encoder and decoder, and the bar tells of both."""
+    told: list[tuple[str, int, int, str]] = []
+
+    @contextmanager
+    def stage_bar(*_: object, **__: object) -> Iterator[Any]:
+        told.clear()
+        yield lambda *stage: told.append(stage)
+
+    monkeypatch.setattr(generate, "stage_bar", stage_bar)
     source = tmp_path / "photo.png"
     photo.save(source)
     words = ["img2img", str(sd.bundle), "-p", "a cat", "-i", str(source), "--steps", "2"]
@@ -116,6 +129,16 @@ def test_a_picture_is_the_same_in_tiles(sd: Exported, photo: Any, tmp_path: Path
     )
     assert np.abs(whole - tiles).max() <= 1
     assert whole.std() > 10
+    kinds = {(title, counts): (done, total) for title, done, total, counts in told}
+    assert list(kinds) == [
+        ("denoising", "steps"),
+        ("encoding in tiles", "tiles"),
+        ("decoding in tiles", "tiles"),
+    ]
+    assert all(done == total for done, total in kinds.values())
+    assert min(total for (_, counts), (_, total) in kinds.items() if counts == "tiles") > 10
+    assert told[0] == ("denoising", 0, 2, "steps")
+    assert [title for title, *_ in told].index("encoding in tiles") == 1
 
 
 @pytest.mark.parametrize("halo", [0, 1])

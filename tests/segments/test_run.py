@@ -49,6 +49,16 @@ def test_tiles_of_any_size_give_the_untiled_result(
     assert error(found, given_pixels) <= EXACT
 
 
+def test_tiles_are_told_as_they_are_done() -> None:
+    told: list[tuple[int, int]] = []
+    tiling = Tiling(ROOM, 8)
+    run_segments(network(), pixels(2, 20, 24), opener, tiling, lambda *count: told.append(count))
+    steps = layout(network(), Size(20, 24))
+    total = 2 * sum(len(plan_step(step, Size(20, 24), tiling)) for step in steps)
+    assert told == [(done, total) for done in range(total + 1)]
+    assert total > 2 * len(steps)
+
+
 @pytest.mark.parametrize("number", [0, 1, 2, 3, 5])
 def test_a_halo_that_is_too_small_is_seen(number: int) -> None:
     """So the comparison above can fail."""
