@@ -17,8 +17,17 @@ from pixelrt.geometry import Size
 from pixelrt.manifest import Component, GraphRole, Network, Segment
 from pixelrt.pipeline_bundle import PipelineNetwork
 from pixelrt.plans.profiles import Profile
-from pixelrt.runtime.backends.base import Array, Backend, BackendInfo, Offer, Sample
+from pixelrt.runtime.backends.base import (
+    Array,
+    Backend,
+    BackendInfo,
+    DeviceMemory,
+    Offer,
+    PlannedSession,
+    Sample,
+)
 from pixelrt.runtime.closing import Closing
+from pixelrt.runtime.device.planning import device_budget
 from pixelrt.runtime.planning import RunOptions, memory_budget
 from pixelrt.segments import Feeds, Tiling, run_segments, whole_need
 from pixelrt.spec import TensorSpec
@@ -30,20 +39,19 @@ CUTS = Tiling(memory=2**30, side=40)
 """For samples: smaller than they are, so that they are cut on all sides."""
 
 
-def tiling_of(network: Network, feeds: Mapping[str, Array], options: RunOptions) -> Tiling | None:
-    """How to cut a picture, or ``None`` where the network is to see it at once.
-
-    ``auto`` cuts what would not fit into the memory given, by the estimate that the segments
-    make of the untiled network. A number is a tile's side in pixels of the picture.
-    """
-    if not network.segments or options.tile == "off":
-        return None
+def fits(
+    network: Network, feeds: Mapping[str, Array], options: RunOptions, session: object
+) -> bool:
+    """Whether ``network``, which has segments, may see a picture at once, by the estimate that they
+    make of it untiled. ``session``: what would run it; ``None`` for one in the host's memory. A
+    plan is not asked: its memory is its own, and it has no segments."""
+    if isinstance(session, PlannedSession):
+        return True
     (pixels,) = feeds.values()
-    budget = memory_budget(options)
-    if options.tile != "auto":
-        return Tiling(budget // 2, options.tile)
     need = len(pixels) * whole_need(network, Size(*pixels.shape[2:]))
-    return None if need <= budget else Tiling(budget // 2)
+    if isinstance(session, DeviceMemory):
+        return need <= device_budget(session, options)
+    return need <= memory_budget(options)
 
 
 class SegmentedBackend:
@@ -106,6 +114,15 @@ class SegmentedSession(Closing):
         pixels = feeds[self.inputs[0].name]
         found = run_segments(self._network.network, pixels, self._opened, tiling, progress)
         return {self.outputs[0].name: found}
+
+    def tiling(self, options: RunOptions) -> Tiling:
+        """How to cut a picture: a number is a tile's side in pixels of the picture. The host's
+        memory is shared by a tile and the values that wait; on a device a tile has its own."""
+        side = None if options.tile in ("auto", "off") else int(options.tile)
+        half = memory_budget(options) // 2
+        if isinstance(self._backend, DeviceMemory):
+            return Tiling(device_budget(self._backend, options), side, waiting=half)
+        return Tiling(half, side)
 
     def close(self) -> None:
         self._closed = True

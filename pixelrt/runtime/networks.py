@@ -7,15 +7,22 @@ from dataclasses import replace
 from functools import partial
 
 from pixelrt.pipeline_bundle import PipelineBundle
-from pixelrt.runtime.backends.base import Array, Backend, BackendInfo, Session
-from pixelrt.runtime.backends.select import BACKENDS, FRUGAL_BACKENDS, Choice, Opened, open_session
+from pixelrt.runtime.backends.base import Array, Backend, BackendInfo, DeviceMemory, Session
+from pixelrt.runtime.backends.select import (
+    BACKENDS,
+    FRUGAL_BACKENDS,
+    Choice,
+    Opened,
+    find_backend,
+    open_session,
+)
 from pixelrt.runtime.closing import Closing
 from pixelrt.runtime.in_segments import (
     IN_TILES,
     PRECISION,
     SegmentedBackend,
     SegmentedSession,
-    tiling_of,
+    fits,
 )
 from pixelrt.runtime.planning import RunOptions
 
@@ -52,19 +59,37 @@ class Networks(Closing):
 
     def run(self, name: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name. Raises as ``open_session`` and ``Session.infer`` do."""
-        tiling = tiling_of(self.bundle.network(name).network, feeds, self.options)
-        if tiling is None:
-            return self.session(name).infer(feeds)
-        session = self.opened(name, in_tiles=True).session
+        in_tiles = self._in_tiles(name, feeds)
+        session = self.opened(name, in_tiles=in_tiles).session
+        self.used[_key(name, in_tiles=in_tiles)] = session.info
+        if not in_tiles:
+            return session.infer(feeds)
         assert isinstance(session, SegmentedSession)
-        return session.run(feeds, tiling, self.progress and partial(self.progress, name))
+        told = self.progress and partial(self.progress, name)
+        return session.run(feeds, session.tiling(self.options), told)
+
+    def _in_tiles(self, name: str, feeds: Mapping[str, Array]) -> bool:
+        """``auto`` cuts what does not fit into the memory of what runs a picture at once."""
+        network, tile = self.bundle.network(name).network, self.options.tile
+        if not network.segments or tile == "off":
+            return False
+        if tile != "auto":
+            return True
+        # Which of several backends it will be is known once it is open.
+        session = self.session(name) if self._device_there() else None
+        return not fits(network, feeds, self.options, session)
+
+    def _device_there(self) -> bool:
+        name = self.choice.backend
+        tried = self._backends if name == "auto" else (find_backend(name, self._backends),)
+        return any(isinstance(one, DeviceMemory) and not one.missing() for one in tried)
 
     def session(self, name: str) -> Session:
         return self.opened(name).session
 
     def opened(self, name: str, *, in_tiles: bool = False) -> Opened:
         """``in_tiles``: its segments, a ``SegmentedSession``, in float32 whatever was chosen."""
-        key = f"{name} {IN_TILES}" if in_tiles else name
+        key = _key(name, in_tiles=in_tiles)
         if key not in self._open:
             if self.low_memory:
                 self.close()
@@ -75,10 +100,13 @@ class Networks(Closing):
             self._open[key] = open_session(
                 self.bundle.network(name), "network", choice, backends, verify=self._verify
             )
-            self.used[key] = self._open[key].session.info
         return self._open[key]
 
     def close(self) -> None:
         """Close all; the next run opens again."""
         while self._open:
             self._open.popitem()[1].session.close()
+
+
+def _key(name: str, *, in_tiles: bool) -> str:
+    return f"{name} {IN_TILES}" if in_tiles else name

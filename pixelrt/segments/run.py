@@ -49,9 +49,10 @@ def run_segments(
         if progress is not None:
             progress(next(numbers), total)
 
+    limit = tiling.memory if tiling.waiting is None else tiling.waiting
     told()
     for one, out in zip(pixels, result, strict=True):
-        _Picture(network, steps, one, out, told).run(opener, plans, Store(tiling.memory))
+        _Picture(network, steps, one, out, told).run(opener, plans, Store(limit))
     return result
 
 

@@ -11,12 +11,14 @@ from pixelrt.segments.layout import Step
 
 @dataclass(frozen=True)
 class Tiling:
-    """``memory``: bytes for one run of a segment, and as many for the values that wait; those
-    beyond it go to temporary files. ``side``: of a tile in pixels of the picture, with its halo;
-    ``None`` for the cheapest tile that the memory allows."""
+    """``memory``: bytes for one run of a segment. ``side``: of a tile in pixels of the picture,
+    with its halo; ``None`` for the cheapest tile that the memory allows. ``waiting``: bytes of the
+    host for the values that wait, as many as ``memory`` where left out; those beyond it go to
+    temporary files."""
 
     memory: int
     side: int | None = None
+    waiting: int | None = None
 
 
 def plan_step(step: Step, picture: Size, tiling: Tiling) -> TilePlan:

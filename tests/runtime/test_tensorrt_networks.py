@@ -22,7 +22,9 @@ from pixelrt.runtime.backends.base import PlannedSession
 from pixelrt.runtime.backends.select import Choice, Opened, open_session
 from pixelrt.runtime.backends.tensorrt import TensorRTBackend
 from pixelrt.runtime.device.memory import PageableMemoryWarning
+from pixelrt.runtime.in_segments import fits
 from pixelrt.runtime.networks import Networks
+from pixelrt.runtime.planning import RunOptions
 from tests.pipelines import (
     LATENTS,
     NOISE,
@@ -35,6 +37,7 @@ from tests.pipelines import (
 from tests.runtime.fake_cuda import FakeCuda
 from tests.runtime.fake_tensorrt import FakeTensorRT, Net
 from tests.runtime.plan_cases import facts_of, machine_of
+from tests.segments.small import network as in_pieces
 
 DYNAMIC = "B=1,2,4 h=2,3,8 w=2,4,8 T=1,5,10"
 
@@ -377,6 +380,14 @@ def test_what_tensorrt_refuses_is_told(desk: Desk, call: str) -> None:
     with desk.open(backend="tensorrt").session as session:
         check(session, B=1, h=3, w=3, T=5)
     desk.cuda.assert_clean()
+
+
+def test_a_plan_is_not_cut_by_what_segments_would_need(desk: Desk) -> None:
+    given, little = {"pixels": np.zeros((1, 2, 8, 8), np.float32)}, RunOptions(max_memory=1)
+    desk.build(net(DYNAMIC))
+    with desk.open(backend="tensorrt").session as session:
+        assert fits(in_pieces(), given, little, session)
+    assert not fits(in_pieces(), given, little, None)
 
 
 def test_a_pipeline_runs_its_networks_on_plans(desk: Desk) -> None:

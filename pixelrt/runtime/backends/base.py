@@ -123,6 +123,15 @@ class Session(Protocol):
 
 
 @runtime_checkable
+class DeviceMemory(Protocol):
+    """A session, or a backend, whose networks work in the memory of a device, not of the host."""
+
+    def free_memory(self) -> int:
+        """Bytes of device memory that a run could have."""
+        ...
+
+
+@runtime_checkable
 class PlannedSession(Session, Protocol):
     """A session of a pipeline's network that does not take every shape of the graph.
 
@@ -138,7 +147,7 @@ class PlannedSession(Session, Protocol):
 
 
 @runtime_checkable
-class TileSession(Session, Protocol):
+class TileSession(Session, DeviceMemory, Protocol):
     """A session that takes whole images and moves their tiles itself, on a device.
 
     ``notes``: what does not work as it should, in words.
@@ -166,10 +175,6 @@ class TileSession(Session, Protocol):
 
     def buffer_bytes(self, shape: Shape, streams: int) -> int:
         """Bytes of device memory for the tiles in flight."""
-        ...
-
-    def free_memory(self) -> int:
-        """Bytes of device memory that a run could have."""
         ...
 
     def trim(self) -> None:

@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
@@ -25,8 +25,9 @@ from pixelrt.errors import BackendError
 from pixelrt.geometry import Size, on_grid
 from pixelrt.manifest import Graph, GraphRole
 from pixelrt.pipeline_bundle import PipelineNetwork
-from pixelrt.plans.profiles import Profile, Shape, tensor_shape
-from pixelrt.runtime.backends.base import BackendInfo, Offer, Session
+from pixelrt.plans.axis_profiles import Lengths
+from pixelrt.plans.profiles import Profile, Shape, axis_of, tensor_shape
+from pixelrt.runtime.backends.base import Array, BackendInfo, Offer, Session
 from pixelrt.runtime.backends.onnxruntime import tile_options
 from pixelrt.runtime.backends.ort_assignment import (
     NO_FALLBACK,
@@ -39,6 +40,7 @@ from pixelrt.runtime.backends.ort_assignment import (
 from pixelrt.runtime.backends.ort_engine import OrtEngine
 from pixelrt.runtime.backends.ort_network import OrtNetwork
 from pixelrt.runtime.device.cuda import Cuda, RealCuda
+from pixelrt.runtime.device.memory import free_on
 from pixelrt.runtime.device.resources import DeviceBuffer, Stream, settled
 from pixelrt.runtime.device.session import DeviceSession
 from pixelrt.runtime.verify_tensors import tensor_samples
@@ -47,6 +49,8 @@ Made = TypeVar("Made", OrtEngine, OrtNetwork)
 
 PROBE = 32
 """Sides of the picture that shows what runs where: far more pixels than ``ort_assignment.TINY``."""
+BATCH = "B"
+"""The axis of segments that counts pictures."""
 
 
 def _installed(module: str) -> bool:
@@ -130,6 +134,10 @@ class OrtDeviceBackend:
             return "; ".join(part for part in (exc.message, exc.found, exc.hint) if part)
         return ""
 
+    def free_memory(self) -> int:
+        """See ``DeviceMemory``."""
+        return free_on(self._machine.cuda())
+
     def offers(self, network: BundledNetwork, role: GraphRole) -> tuple[Offer, ...]:
         """The float32 graph. Raises ``BackendError`` where the GPU or the provider is not there."""
         ort = load_onnxruntime(self._machine)
@@ -185,13 +193,12 @@ def open_network(
 ) -> OrtNetwork:
     """The same for a network of a pipeline, which takes every shape."""
     stream = Stream(cuda)
-    sample = next(tensor_samples(network))
     return _opened(
-        OrtNetwork(graph, stream, info),
+        OrtNetwork(cuda, graph, stream, info),
         ort,
         provider,
         Setting(cuda, stream, network, graph, ()),
-        lambda made: made.infer(sample.feeds),
+        lambda made: made.infer(probe_feeds(network, graph)),
     )
 
 
@@ -252,6 +259,15 @@ def probe_shape(bundle: Bundle) -> Shape:
     spec = bundle.manifest.image
     size = on_grid(Size(PROBE, PROBE), spec.multiple, spec.minimum)
     return Shape(1, size.height, size.width)
+
+
+def probe_feeds(network: PipelineNetwork, graph: Graph) -> Mapping[str, Array]:
+    """A sample; zeros of a segment, since the samples are those of the whole network."""
+    if network.component is network.network.component:
+        return next(tensor_samples(network)).feeds
+    names = {axis_of(axis)[1] for spec in graph.inputs for axis in spec.shape} - {""}
+    lengths = Lengths(tuple((name, 1 if name == BATCH else PROBE) for name in sorted(names)))
+    return {one.name: np.zeros(tensor_shape(one, lengths), one.dtype) for one in graph.inputs}
 
 
 def run_once(engine: OrtEngine, shape: Shape) -> None:

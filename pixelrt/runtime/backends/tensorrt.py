@@ -16,6 +16,7 @@ from pixelrt.plans.tensorrt import HINTS, MODULES, TensorRT, load_tensorrt
 from pixelrt.runtime.backends.base import BackendInfo, Offer, Session
 from pixelrt.runtime.backends.trt_loading import load_network, load_plan
 from pixelrt.runtime.device.cuda import Cuda, RealCuda
+from pixelrt.runtime.device.memory import free_on
 from pixelrt.runtime.device.session import DeviceSession
 
 DIGITS = 12
@@ -70,6 +71,10 @@ class TensorRTBackend:
         except BackendError as exc:
             return _one_line(exc)
         return ""
+
+    def free_memory(self) -> int:
+        """See ``DeviceMemory``."""
+        return free_on(self._machine.cuda())
 
     def offers(self, network: BundledNetwork, role: GraphRole) -> tuple[Offer, ...]:
         """One for each plan that fits this machine; those that do not come first, refused."""

@@ -27,6 +27,12 @@ class PageableMemoryWarning(RuntimeWarning):
     """Host memory could not be pinned: results are the same, copies are slower."""
 
 
+def free_on(cuda: Cuda) -> int:
+    """Bytes of device memory that nobody holds."""
+    cuda.activate()
+    return cuda.memory_info()[0]
+
+
 class HostBlock(Resource):
     """Host memory of a pool: ``array`` (size,) uint8 at ``address``, not initialised.
 

@@ -8,7 +8,7 @@ from pixelrt.errors import UsageError
 from pixelrt.geometry import Size, plan_tiles
 from pixelrt.manifest import Manifest
 from pixelrt.plans.profiles import Shape
-from pixelrt.runtime.backends.base import TileSession
+from pixelrt.runtime.backends.base import DeviceMemory, TileSession
 from pixelrt.runtime.device.fitting import (
     DevicePlan,
     Need,
@@ -29,7 +29,7 @@ DEVICE_SHARE = 0.9
 """Share of the free device memory that a run may take when no limit is given."""
 
 
-def device_budget(session: TileSession, options: RunOptions) -> int:
+def device_budget(session: DeviceMemory, options: RunOptions) -> int:
     """Bytes of device memory that a run may take."""
     return options.max_memory or int(session.free_memory() * DEVICE_SHARE)
 

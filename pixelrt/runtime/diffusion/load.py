@@ -42,8 +42,9 @@ def load_pipeline(
 
     ``low_memory``: one network is open at a time. ``vae_tile``: ``auto`` runs the VAE in tiles
     where a picture does not fit into the memory at once, a number (a tile's side in pixels)
-    always, ``off`` never. ``max_memory``: bytes that a run of it may take; half of what is free
-    where left out. The rest is as in ``pixelrt.load``.
+    always, ``off`` never. ``max_memory``: bytes that a run of it may take, of the device where it
+    runs on one; where left out half of what is free, nine tenths on a device. The rest is as in
+    ``pixelrt.load``.
     Raises ``BundleError`` where the bundle is malformed, altered, or of another family;
     ``UsageError`` where tiles are asked for that the bundle has not.
     """
