@@ -16,6 +16,10 @@ GraphRole = Literal["image", "core", "network"]
 ``network``: one of the networks of a pipeline, or a segment of it, with inputs and outputs of its
 own."""
 
+OPENVINO, OPENVINO_LOW, OPENVINO_BFLOAT16 = "openvino", "openvino-low", "openvino-bfloat16"
+"""Backends of graph variants. The second pays below float32 only; the third has bfloat16 as its own
+type, which takes little memory, and is read by OpenVINO's own package."""
+
 
 class FileEntry(msgspec.Struct, frozen=True):
     """What a file of the bundle must be, bit for bit."""

@@ -24,7 +24,15 @@ from pixelrt.export.shared_weights import save_sharing
 from pixelrt.export.to_onnx import OPSET, export_module
 from pixelrt.export.weights import Weights, round_weights, store
 from pixelrt.fidelity import Comparison, compare, histogram
-from pixelrt.manifest import Component, Graph, GraphVariant, Measured, Network, NetworkSample
+from pixelrt.manifest import (
+    OPENVINO_BFLOAT16,
+    Component,
+    Graph,
+    GraphVariant,
+    Measured,
+    Network,
+    NetworkSample,
+)
 from pixelrt.pipeline_bundle import INPUT, OUTPUT
 from pixelrt.spec import TensorSpec, Tolerance
 
@@ -77,7 +85,6 @@ def noise(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 Rewrite = Callable[[ir.Model], ir.Model]
-BFLOAT16_VARIANT = "openvino-bfloat16"
 
 
 def export_part(
@@ -154,13 +161,13 @@ def _write_graph(part: Part, graphs: Path, stored: torch.dtype) -> Graph:
 
 def _write_variant(graph: Graph, graphs: Path, to_bfloat16: Rewrite) -> GraphVariant:
     plain = graphs / Path(graph.file).name
-    file = plain.with_name(f"{BFLOAT16_VARIANT}-{plain.name}")
+    file = plain.with_name(f"{OPENVINO_BFLOAT16}-{plain.name}")
     model = to_bfloat16(ir.load(plain))
     data = save_sharing(model, file, plain, f"{file.stem}.bin")
     opset = model.graph.opset_imports[""]
     names = [f"graphs/{one}" for one in data]
     made = replace(graph, file=f"graphs/{file.name}", data=names, opset=opset)
-    return GraphVariant(BFLOAT16_VARIANT, [made])
+    return GraphVariant(OPENVINO_BFLOAT16, [made])
 
 
 def _dynamic_shapes(part: Part) -> tuple[object, ...]:

@@ -26,6 +26,7 @@ from pixelrt.export.families._weights import CHANNELS, Choices, count, load_stri
 from pixelrt.export.networks.phases import with_phases
 from pixelrt.export.networks.pix2pix import CHAPTER_DOWNS, ChapterUNet, SkipUNet
 from pixelrt.export.recipe import Config, Network, Recipe, Tensors, Variant
+from pixelrt.manifest import OPENVINO_LOW
 from pixelrt.spec import Tolerance
 
 _SHARED: Choices = {
@@ -107,7 +108,7 @@ def _network(net: nn.Module, config: Config) -> Network:
     reference, graph = translation_modules(net, config)
     grid = 2 ** config["downs"]
     image = translation_image(config, multiple=grid, minimum=grid)
-    return Network(config, image, reference, graph, {"openvino-low": with_phases(graph)})
+    return Network(config, image, reference, graph, {OPENVINO_LOW: with_phases(graph)})
 
 
 RECIPE = Recipe(

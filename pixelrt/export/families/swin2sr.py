@@ -27,6 +27,7 @@ from pixelrt.export.families.swin2sr_keys import to_authors_name, to_library_nam
 from pixelrt.export.networks.swin2sr import Swin2SR
 from pixelrt.export.networks.swin2sr_openvino import OpenVINOSwin2SR
 from pixelrt.export.recipe import Config, Network, Recipe, Tensors, Variant
+from pixelrt.manifest import OPENVINO
 from pixelrt.spec import ImageSpec, Tolerance
 
 LIGHT: Config = {
@@ -198,7 +199,7 @@ def _network(model: Swin2SRForImageSuperResolution, config: Config) -> Network:
         # With another window the library's two paddings do not make one grid.
         library_divisor=divisor if divisor == multiple else 0,
     )
-    variants = {"openvino": OpenVINOSwin2SR(model, config["maths"])}
+    variants = {OPENVINO: OpenVINOSwin2SR(model, config["maths"])}
     return Network(config, image, reference.eval(), graph, variants)
 
 

@@ -8,18 +8,13 @@ from functools import partial
 
 from pixelrt.bundle import BundledNetwork
 from pixelrt.errors import BackendError
-from pixelrt.manifest import Graph, GraphRole
+from pixelrt.manifest import OPENVINO, OPENVINO_BFLOAT16, OPENVINO_LOW, Graph, GraphRole
 from pixelrt.runtime.backends.base import BackendInfo, Offer
 from pixelrt.runtime.backends.openvino_package import PackageSource, load_package, missing_package
 from pixelrt.runtime.backends.openvino_plugin import Settings, load_plugin, missing_packages
 from pixelrt.runtime.backends.openvino_session import open_openvino
 from pixelrt.runtime.backends.openvino_source import PluginSource, Source
 from pixelrt.runtime.machine import processor_flags, processor_name, usable_cpus
-
-BFLOAT16_VARIANT = "openvino-bfloat16"
-"""A graph whose own type is bfloat16, for little memory; OpenVINO's own package reads it."""
-VARIANT, LOW_VARIANT = "openvino", "openvino-low"
-"""The graphs of a bundle that were made for it; the second only pay below float32."""
 
 MEMORY_SHARES = {"float32": 0.75, "bfloat16": 0.6, "float16": 0.6}
 """Peak per pixel, of what plain onnxruntime takes, with a margin. Measured in float32:
@@ -128,16 +123,16 @@ def openvino_here() -> OnnxRuntimeOpenVino | OpenVino:
 
 def _of_tokens(bundle: BundledNetwork) -> bool:
     """Only networks of tokens have a graph of their own for every precision."""
-    return any(variant.backend == VARIANT for variant in bundle.component.variants)
+    return any(variant.backend == OPENVINO for variant in bundle.component.variants)
 
 
 def _graph(bundle: BundledNetwork, role: GraphRole, precision: str, typed: frozenset[str]) -> Graph:
     """``typed``: precisions whose own graphs are read."""
     made = {variant.backend for variant in bundle.component.variants}
-    if precision in typed and BFLOAT16_VARIANT in made:
-        return bundle.component.graph(role, BFLOAT16_VARIANT)
-    low = precision != "float32" and LOW_VARIANT in made
-    return bundle.component.graph(role, LOW_VARIANT if low else VARIANT)
+    if precision in typed and OPENVINO_BFLOAT16 in made:
+        return bundle.component.graph(role, OPENVINO_BFLOAT16)
+    low = precision != "float32" and OPENVINO_LOW in made
+    return bundle.component.graph(role, OPENVINO_LOW if low else OPENVINO)
 
 
 def precisions(capabilities: frozenset[str], flags: frozenset[str]) -> tuple[str, ...]:
