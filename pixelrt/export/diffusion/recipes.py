@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from pixelrt.errors import CheckpointError
 from pixelrt.export.assemble import Plan
 from pixelrt.export.diffusion import kandinsky
@@ -26,6 +28,7 @@ from pixelrt.export.weights import Weights, rounding
 from pixelrt.manifest import Source
 from pixelrt.pipeline_settings import DiffusionSettings, TextSettings, TimeIds
 
+SCHEDULER = "scheduler_config.json"
 SD, SDXL = "stable-diffusion", "stable-diffusion-xl"
 LATENT_UPSCALER, UPSCALER = "latent-upscaler", "upscaler"
 
@@ -87,27 +90,17 @@ def plan_of(
         for name in encoders
     ]
     nets = [*_own_controlnets(folder), *controlnets]
-    unet, vae = folder.config("unet"), folder.config("vae")
-    check_text_width(folder, unet, encoders)
-    scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    plain, unet = plain_settings(folder, text), folder.config("unet")
+    scale = plain.latent_scale
     for net in nets:
         _check_controlnet(net, unet, scale)
     time_ids: TimeIds = _time_ids(folder, unet) if family == SDXL else ""
-    settings = DiffusionSettings(
-        scheduler=folder.config("scheduler", "scheduler_config.json"),
-        latent_channels=int(vae["latent_channels"]),
-        latent_scale=scale,
-        scaling=float(vae.get("scaling_factor", 0.18215)),
-        sample_size=side_of(unet["sample_size"]),
-        multiple=scale,
-        minimum=scale * least_side(len(unet["block_out_channels"])),
-        unet_channels=int(unet["in_channels"]),
-        text=text,
+    settings = replace(
+        plain,
         controls=len(nets),
         time_ids=time_ids,
         guidance_width=int(unet.get("time_cond_proj_dim") or 0),
         empty_is_zero=bool(folder.index.get("force_zeros_for_empty_prompt", False)),
-        safety_checker=bool(folder.class_of("safety_checker")),
     )
 
     updates = read_loras(loras, folder)
@@ -184,6 +177,27 @@ def text_settings(
     return TextSettings(network=name, asset=asset, tokenizer=settings, pooled=pooled)
 
 
+def plain_settings(folder: DiffusersFolder, text: list[TextSettings]) -> DiffusionSettings:
+    """What every UNet with these text encoders and a VAE is told of; pictures are as large as its
+    latents. Raises ``CheckpointError`` where they do not belong together."""
+    unet, vae = folder.config("unet"), folder.config("vae")
+    _check_text_width(folder, unet, [one.network for one in text])
+    scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    side = unet["sample_size"]
+    return DiffusionSettings(
+        scheduler=folder.config("scheduler", SCHEDULER),
+        latent_channels=int(vae["latent_channels"]),
+        latent_scale=scale,
+        scaling=float(vae.get("scaling_factor", 0.18215)),
+        sample_size=int(side if isinstance(side, int) else max(side)),
+        multiple=scale,
+        minimum=scale * least_side(len(unet["block_out_channels"])),
+        unet_channels=int(unet["in_channels"]),
+        text=text,
+        safety_checker=bool(folder.class_of("safety_checker")),
+    )
+
+
 def _own_controlnets(folder: DiffusersFolder) -> list[Path]:
     if not folder.class_of("controlnet"):
         return []
@@ -221,7 +235,7 @@ def _check_controlnet(net: Path, unet: dict[str, Any], scale: int) -> None:
         )
 
 
-def check_text_width(folder: DiffusersFolder, unet: dict[str, Any], encoders: list[str]) -> None:
+def _check_text_width(folder: DiffusersFolder, unet: dict[str, Any], encoders: list[str]) -> None:
     widths = [int(folder.config(name)["hidden_size"]) for name in encoders]
     wanted = unet["cross_attention_dim"]
     if sum(widths) != wanted:
@@ -244,7 +258,3 @@ def _time_ids(folder: DiffusersFolder, unet: dict[str, Any]) -> TimeIds:
         f"{folder.name}: the UNet does not take this text encoder's pooled output",
         found=f"projection_class_embeddings_input_dim {width}, projection_dim {pooled}",
     )
-
-
-def side_of(value: Any) -> int:
-    return int(value if isinstance(value, int) else max(value))

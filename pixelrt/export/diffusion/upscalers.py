@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from pixelrt.errors import CheckpointError
 from pixelrt.export.assemble import Plan
 from pixelrt.export.diffusion.original import Original, components_of
@@ -19,9 +21,9 @@ from pixelrt.export.diffusion.parts import (
 )
 from pixelrt.export.diffusion.recipes import (
     LATENT_UPSCALER,
+    SCHEDULER,
     UPSCALERS,
-    check_text_width,
-    side_of,
+    plain_settings,
     text_settings,
 )
 from pixelrt.export.diffusion.source import DiffusersFolder, digest_of
@@ -41,7 +43,6 @@ from pixelrt.geometry import Size
 from pixelrt.manifest import Source
 from pixelrt.pipeline_settings import DiffusionSettings
 
-SCHEDULER = "scheduler_config.json"
 NOISE_TOLD = 128
 """Numbers that the x2 upscaler's UNet is told beside the pooled text."""
 PIXEL_SCALING = 0.08333
@@ -55,33 +56,22 @@ def upscaler_plan(folder: DiffusersFolder, *, weights: Weights = "auto") -> Plan
     family = UPSCALERS[folder.pipeline]
     assets: dict[str, bytes] = {}
     text = text_settings(folder, "text_encoder", assets, pooled=family == LATENT_UPSCALER)
-    unet, vae = folder.config("unet"), folder.config("vae")
-    check_text_width(folder, unet, ["text_encoder"])
-    scale, levels = 2 ** (len(vae["block_out_channels"]) - 1), len(unet["block_out_channels"])
-    low: dict[str, Any] = {}
+    plain, unet = plain_settings(folder, [text]), folder.config("unet")
+    scale, levels = plain.latent_scale, len(unet["block_out_channels"])
     if family == LATENT_UPSCALER:
-        _check_latent(folder, unet, vae)
+        _check_latent(folder, plain, unet)
         # Latents are doubled before the UNet halves them at each level but the last.
         multiple = scale * max(1, 2 ** (levels - 2))
-        minimum = 2 * multiple
+        settings = replace(plain, multiple=multiple, minimum=2 * multiple)
     else:
-        _check_pixel(folder, unet, vae)
-        low = folder.config("low_res_scheduler", SCHEDULER)
-        multiple, minimum = scale, least_side(levels)
-    settings = DiffusionSettings(
-        scheduler=folder.config("scheduler", SCHEDULER),
-        latent_channels=int(vae["latent_channels"]),
-        latent_scale=scale,
-        scaling=float(vae.get("scaling_factor", 0.18215)) if not low else PIXEL_SCALING,
-        sample_size=side_of(unet["sample_size"]),
-        multiple=multiple,
-        minimum=minimum,
-        unet_channels=int(unet["in_channels"]),
-        text=[text],
-        safety_checker=bool(folder.class_of("safety_checker")),
-        low_scheduler=low,
-        max_noise_level=int(folder.index.get("max_noise_level", 350)) if low else 0,
-    )
+        _check_pixel(folder, plain, unet)
+        settings = replace(
+            plain,
+            scaling=PIXEL_SCALING,
+            minimum=least_side(levels),
+            low_scheduler=folder.config("low_res_scheduler", SCHEDULER),
+            max_noise_level=int(folder.index.get("max_noise_level", 350)),
+        )
     load = rounding(folder.load, weights)
 
     def parts() -> Iterator[Part]:
@@ -142,8 +132,8 @@ def _pipe(original: Original) -> Any:
     return getattr(diffusers, original.folder.pipeline)(**given)
 
 
-def _check_latent(folder: DiffusersFolder, unet: dict[str, Any], vae: dict[str, Any]) -> None:
-    _check_channels(folder, unet, 2 * int(vae["latent_channels"]))
+def _check_latent(folder: DiffusersFolder, plain: DiffusionSettings, unet: dict[str, Any]) -> None:
+    _check_channels(folder, plain, 2 * plain.latent_channels)
     width = int(folder.config("text_encoder")["hidden_size"]) + NOISE_TOLD
     told = unet.get("time_cond_proj_dim")
     if told != width:
@@ -159,7 +149,7 @@ def _check_latent(folder: DiffusersFolder, unet: dict[str, Any], vae: dict[str, 
             found=", ".join(sorted(kinds)),
             expected="blocks of k-diffusion: KDownBlock2D, KCrossAttnDownBlock2D ...",
         )
-    scheduler = folder.config("scheduler", SCHEDULER).get("_class_name")
+    scheduler = plain.scheduler.get("_class_name")
     if scheduler != "EulerDiscreteScheduler":
         raise CheckpointError(
             f"{folder.name}: a latent upscaler goes by sigmas",
@@ -168,8 +158,8 @@ def _check_latent(folder: DiffusersFolder, unet: dict[str, Any], vae: dict[str, 
         )
 
 
-def _check_pixel(folder: DiffusersFolder, unet: dict[str, Any], vae: dict[str, Any]) -> None:
-    _check_channels(folder, unet, int(vae["latent_channels"]) + 3)
+def _check_pixel(folder: DiffusersFolder, plain: DiffusionSettings, unet: dict[str, Any]) -> None:
+    _check_channels(folder, plain, plain.latent_channels + 3)
     if not unet.get("num_class_embeds"):
         raise CheckpointError(
             f"{folder.name}: the UNet is not told of the noise in the small picture",
@@ -177,10 +167,10 @@ def _check_pixel(folder: DiffusersFolder, unet: dict[str, Any], vae: dict[str, A
         )
 
 
-def _check_channels(folder: DiffusersFolder, unet: dict[str, Any], wanted: int) -> None:
-    if int(unet["in_channels"]) != wanted:
+def _check_channels(folder: DiffusersFolder, plain: DiffusionSettings, wanted: int) -> None:
+    if plain.unet_channels != wanted:
         raise CheckpointError(
             f"{folder.name}: the UNet does not take the latents and what is enlarged",
-            found=f"{unet['in_channels']} channels",
+            found=f"{plain.unet_channels} channels",
             expected=str(wanted),
         )
