@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 from pixelrt.bench.harness import Outcome
@@ -20,6 +21,7 @@ from pixelrt.cli.bench_table import (
 from pixelrt.cli.report_check import badge
 from pixelrt.cli.report_markup import Html, element, facts, markup, table
 from pixelrt.cli.report_page import Frame, page
+from pixelrt.cli.report_words import heading, verdict_box
 from pixelrt.files import atomic_write
 
 MEGA = 1_000_000
@@ -41,7 +43,10 @@ def render(report: Report, outcomes: list[Outcome]) -> str:
     """The page as text."""
     title = f"{report.subject.name} - pixelrt bench"
     command = "pixelrt bench --html"
-    frame = Frame(title, _heading(report), report.pixelrt, command, styles=("bench.css",))
+    machine = report.machine
+    what = f"Benchmark on {machine.processor}, {machine.usable_cpus} processors usable"
+    head = heading(report.subject.name, what, datetime.fromisoformat(report.made))
+    frame = Frame(title, head, report.pixelrt, command, styles=("bench.css",))
     return page(
         frame,
         "bench.html",
@@ -55,16 +60,6 @@ def render(report: Report, outcomes: list[Outcome]) -> str:
     )
 
 
-def _heading(report: Report) -> Html:
-    when = element("time", report.made.replace("T", " "), datetime=report.made)
-    machine = report.machine
-    where = f"{machine.processor}, {machine.usable_cpus} processors usable"
-    return markup(
-        element("h1", report.subject.name),
-        element("p", f"Benchmark on {where}, ", when, class_="subtitle"),
-    )
-
-
 def _verdict(report: Report) -> Html:
     """What to think of the numbers, before the numbers."""
     problems = [f"{case_name(r)}: {reason}" for r in report.results for reason in r.reasons]
@@ -74,12 +69,11 @@ def _verdict(report: Report) -> Html:
     good = not problems
     count = len(report.results)
     cases = "The one case was" if count == 1 else f"All {count} cases were"
-    says = f"✓ {cases} stable" if good else "✗ Not all of these numbers can be relied on"
+    says = f"{cases} stable" if good else "Not all of these numbers can be relied on"
     items = [element("li", text) for text in problems]
-    return element(
-        "div",
-        element("strong", says),
-        element("ul", *items) if items else Html(""),
+    return verdict_box(
+        says,
+        items,
         element(
             "p",
             f"Each case was warmed up until windows of runs lay within 10 % of each other, then "
@@ -87,7 +81,7 @@ def _verdict(report: Report) -> Html:
             f"{report.input}.",
         ),
         _random(report),
-        class_="verdict " + ("good" if good else "bad"),
+        good=good,
     )
 
 

@@ -36,7 +36,7 @@ TITLES = {
 
 PART_TITLES = {
     "pipeline": "running the whole pipeline in PyTorch in fp32",
-    "write": "writing the bundle",
+    "write": TITLES["write"],
 }
 
 

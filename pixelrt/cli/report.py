@@ -26,12 +26,14 @@ from pixelrt.cli.report_check import (
 from pixelrt.cli.report_markup import Html, element, facts, markup, table
 from pixelrt.cli.report_page import Frame, page
 from pixelrt.cli.report_words import (
+    AGAINST_PYTORCH,
     factor_options,
     heading,
     machine_text,
     random_weights,
     source_text,
     verdict,
+    verdict_box,
 )
 from pixelrt.files import atomic_write
 from pixelrt.runtime.backends.base import BackendInfo
@@ -60,7 +62,7 @@ def render(bundle: Bundle, checks: list[Check], made: datetime) -> str:
     return page(
         Frame(
             title,
-            heading(bundle.manifest.name, made),
+            heading(bundle.manifest.name, AGAINST_PYTORCH, made),
             pixelrt.__version__,
             command,
             script="report.js",
@@ -89,13 +91,12 @@ def _verdict_box(bundle: Bundle, checks: list[Check]) -> Html:
         "Every sample was run on this machine and its output held against what PyTorch "
         "computed in fp32 when the bundle was exported."
     )
-    return element(
-        "div",
-        element("strong", ("✓ " if good else "✗ ") + verdict([check.passed for check in checks])),
-        element("ul", *failed) if failed else Html(""),
+    return verdict_box(
+        verdict([check.passed for check in checks]),
+        failed,
         element("p", meaning),
         random_weights(bundle.manifest.source),
-        class_="verdict " + ("good" if good else "bad"),
+        good=good,
     )
 
 

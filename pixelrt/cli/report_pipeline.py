@@ -11,12 +11,14 @@ from pixelrt.cli.report_markup import Html, element, facts, markup, table
 from pixelrt.cli.report_page import Frame, page
 from pixelrt.cli.report_whole import whole_reasons, whole_row, whole_sections
 from pixelrt.cli.report_words import (
+    AGAINST_PYTORCH,
     factor_options,
     heading,
     machine_text,
     random_weights,
     source_text,
     verdict,
+    verdict_box,
 )
 from pixelrt.files import atomic_write
 from pixelrt.pipeline_bundle import PipelineBundle
@@ -48,7 +50,7 @@ def render(bundle: PipelineBundle, networks: Networks, wholes: Wholes, made: dat
     title = f"{verdict(passed)} - {name} - pixelrt verify"
     frame = Frame(
         title,
-        heading(name, made),
+        heading(name, AGAINST_PYTORCH, made),
         pixelrt.__version__,
         "pixelrt verify --report",
         script="report.js",
@@ -88,13 +90,12 @@ def _verdict_box(
         else "Every network was run on this machine on its samples. The whole pipeline was not "
         "checked: the bundle has no reference of it, or a network does not pass."
     )
-    return element(
-        "div",
-        element("strong", ("✓ " if good else "✗ ") + verdict(passed)),
-        element("ul", *failed) if failed else Html(""),
+    return verdict_box(
+        verdict(passed),
+        failed,
         element("p", meaning),
         random_weights(bundle.manifest.source),
-        class_="verdict " + ("good" if good else "bad"),
+        good=good,
     )
 
 

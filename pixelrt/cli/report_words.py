@@ -1,4 +1,4 @@
-"""Words that the reports of `pixelrt verify` share."""
+"""Words that the reports of `pixelrt verify` and `pixelrt bench` share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pixelrt.cli.report_markup import Html, element, markup
 from pixelrt.manifest import Source
 from pixelrt.runtime.machine import processor_name, usable_cpus
 
+AGAINST_PYTORCH = "Verification against PyTorch"
+
 
 def verdict(passed: list[bool]) -> str:
     """Of all checks, by whether each passed."""
@@ -22,11 +24,20 @@ def verdict(passed: list[bool]) -> str:
     return "The one check passed" if len(passed) == 1 else f"All {len(passed)} checks passed"
 
 
-def heading(name: str, made: datetime) -> Html:
+def heading(name: str, what: str, made: datetime) -> Html:
+    """``what``: what the page tells of ``name``."""
     when = element("time", f"{made:%d %B %Y, %H:%M %Z}", datetime=made.isoformat("T", "seconds"))
-    return markup(
-        element("h1", name),
-        element("p", "Verification against PyTorch, ", when, class_="subtitle"),
+    return markup(element("h1", name), element("p", what, ", ", when, class_="subtitle"))
+
+
+def verdict_box(says: str, problems: list[Html], *more: Html, good: bool) -> Html:
+    """What to think of the page, before its numbers."""
+    return element(
+        "div",
+        element("strong", ("✓ " if good else "✗ ") + says),
+        element("ul", *problems) if problems else Html(""),
+        *more,
+        class_="verdict " + ("good" if good else "bad"),
     )
 
 
