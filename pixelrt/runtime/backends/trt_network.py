@@ -6,24 +6,24 @@ lengths, so that the steps of a diffusion run, which have one, are replayed as a
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
-from pixelrt.errors import BackendError, OutOfMemoryError, UsageError
+from pixelrt.errors import OutOfMemoryError, UsageError
 from pixelrt.plans.axis_profiles import Lengths, choose_axes, lengths_of
 from pixelrt.plans.facts import PlanFacts
 from pixelrt.plans.profiles import Profile, tensor_shape
 from pixelrt.runtime.backends.base import Array, BackendInfo, Sample, TensorSample
 from pixelrt.runtime.backends.trt_engine import BoundContext, Loaded, letting_go
-from pixelrt.runtime.closing import Closing, quietly, release_quietly
+from pixelrt.runtime.closing import quietly, release_quietly
 from pixelrt.runtime.device.cuda import Cuda
 from pixelrt.runtime.device.graphs import GraphCache, GraphKey
+from pixelrt.runtime.device.in_turn import InTurn
 from pixelrt.runtime.device.memory import HostPool
 from pixelrt.runtime.device.pieces import Pieces, pieces_of
 from pixelrt.runtime.device.resources import DeviceBuffer, Stream, settled
@@ -59,7 +59,7 @@ class _Ready:
     resources: ExitStack
 
 
-class TensorRTNetwork(Closing):
+class TensorRTNetwork(InTurn):
     """A ``Session`` and ``PlannedSession`` over ``loaded``, which it closes.
 
     Runs of more pictures than a profile takes go through in several pieces. Calls from several
@@ -79,14 +79,12 @@ class TensorRTNetwork(Closing):
         *,
         graphs: bool = True,
     ) -> None:
-        self.info = info
+        super().__init__(cuda, info)
         self.inputs = tuple(facts.graph.inputs)
         self.outputs = tuple(facts.graph.outputs)
         self.tensor_samples = samples
         self._profiles = facts.axis_profiles()
-        self._cuda = cuda
         self._graphs = graphs and facts.options.get("dla_core") is None
-        self._lock = threading.RLock()
         self._ready: OrderedDict[Lengths, _Ready] = OrderedDict()
         with ExitStack() as stack:
             stack.callback(loaded.close)
@@ -94,7 +92,7 @@ class TensorRTNetwork(Closing):
             self._pool = stack.enter_context(HostPool(cuda))
             self._work = stack.enter_context(WorkMemory(cuda))
             self._stream = stack.enter_context(Stream(cuda))
-            self._resources: ExitStack | None = stack.pop_all()
+            self._resources = stack.pop_all()
 
     def takes(self, feeds: Mapping[str, Array]) -> bool:
         try:
@@ -106,11 +104,8 @@ class TensorRTNetwork(Closing):
     def infer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """``Session.infer``. Raises ``UsageError`` for lengths outside every profile."""
         for spec in self.inputs:
-            if spec.name in feeds and feeds[spec.name].dtype != spec.dtype:
-                raise BackendError(
-                    f"{self.info.name} was given another type than {spec}",
-                    found=str(feeds[spec.name].dtype),
-                )
+            if spec.name in feeds:
+                self._check_type(spec, feeds[spec.name])
         pieces = self._pieces(feeds)
         with self._using():
             parts = [
@@ -119,23 +114,8 @@ class TensorRTNetwork(Closing):
             ]
         return pieces.join(self.outputs, parts)
 
-    def close(self) -> None:
-        """Wait for the device and release everything. A second call does nothing."""
-        with self._lock:
-            resources, self._resources = self._resources, None
-            if resources is None:
-                return
-            with resources, ExitStack() as stack:
-                stack.push(quietly(self._forget))
-                self._cuda.activate()
-
-    @contextmanager
-    def _using(self) -> Iterator[None]:
-        with self._lock:
-            if self._resources is None:
-                raise BackendError("this session is closed")
-            self._cuda.activate()
-            yield
+    def _let_go(self, stack: ExitStack) -> None:
+        stack.push(quietly(self._forget))
 
     def _pieces(self, feeds: Mapping[str, Array]) -> Pieces:
         lengths = lengths_of(self.inputs, {name: value.shape for name, value in feeds.items()})

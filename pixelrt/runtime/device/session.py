@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
-from pixelrt.errors import BackendError, OutOfMemoryError
+from pixelrt.errors import OutOfMemoryError
 from pixelrt.plans.profiles import Shape, tensor_shape
 from pixelrt.runtime.backends.base import Array
-from pixelrt.runtime.closing import Closing, quietly, release_quietly
+from pixelrt.runtime.closing import quietly, release_quietly
 from pixelrt.runtime.device.array_flow import DeviceFlow, on_device
 from pixelrt.runtime.device.cuda import Cuda
 from pixelrt.runtime.device.dlpack import foreign_array
 from pixelrt.runtime.device.engine import Engine, image_shape
 from pixelrt.runtime.device.fitting import Batch, DevicePlan, fit_batch
 from pixelrt.runtime.device.flow_plan import Layout, Maps, flow_plan
+from pixelrt.runtime.device.in_turn import InTurn
 from pixelrt.runtime.device.interop import DeviceArray
 from pixelrt.runtime.device.lanes import EngineLane
 from pixelrt.runtime.device.memory import HostPool
@@ -35,7 +35,7 @@ SLOTS = 2
 """Batches in flight for each stream."""
 
 
-class DeviceSession(Closing):
+class DeviceSession(InTurn):
     """A ``Session`` over an engine, which it closes; a ``TileSession`` and ``ArraySession`` too.
 
     Buffers, bound shapes and recorded graphs are kept from image to image and given up,
@@ -44,15 +44,13 @@ class DeviceSession(Closing):
     """
 
     def __init__(self, cuda: Cuda, engine: Engine, *, graphs: bool = True) -> None:
-        self.info = engine.info
+        super().__init__(cuda, engine.info)
         self.inputs = engine.inputs
         self.outputs = engine.outputs
         self.profiles = engine.profiles
         self.samples = engine.samples
-        self._cuda = cuda
         self._engine = engine
         self._graphs = graphs
-        self._lock = threading.RLock()
         self._lanes: list[EngineLane] = []
         self._flows: OrderedDict[tuple[FlowShape, int], TileFlow] = OrderedDict()
         self._device_flows: OrderedDict[FlowShape, DeviceFlow] = OrderedDict()
@@ -60,7 +58,7 @@ class DeviceSession(Closing):
             stack.callback(engine.close)
             self._pool = stack.enter_context(HostPool(cuda))
             self._work = stack.enter_context(WorkMemory(cuda))
-            self._resources: ExitStack | None = stack.pop_all()
+            self._resources = stack.pop_all()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -72,10 +70,7 @@ class DeviceSession(Closing):
         """``Session.infer``; more images than a profile takes go through in several runs."""
         (spec,), (output,) = self.inputs, self.outputs
         array = feeds[spec.name]
-        if array.dtype != spec.dtype:
-            raise BackendError(
-                f"{self.info.name} was given another type than {spec}", found=str(array.dtype)
-            )
+        self._check_type(spec, array)
         with self._using():
             image = image_shape(spec, array.shape)
             batch = fit_batch(self.profiles, image)
@@ -160,27 +155,12 @@ class DeviceSession(Closing):
         with self._using():
             self._give_back()
 
-    def close(self) -> None:
-        """Wait for the device and release everything. A second call does nothing."""
-        with self._lock:
-            resources, self._resources = self._resources, None
-            if resources is None:
-                return
-            with resources, ExitStack() as stack:
-                for lane in self._lanes:
-                    stack.enter_context(lane.stream)
-                    stack.enter_context(lane)
-                stack.push(quietly(self._give_back))
-                self._cuda.activate()
-            self._lanes.clear()
-
-    @contextmanager
-    def _using(self) -> Iterator[None]:
-        with self._lock:
-            if self._resources is None:
-                raise BackendError("this session is closed")
-            self._cuda.activate()
-            yield
+    def _let_go(self, stack: ExitStack) -> None:
+        stack.callback(self._lanes.clear)
+        for lane in self._lanes:
+            stack.enter_context(lane.stream)
+            stack.enter_context(lane)
+        stack.push(quietly(self._give_back))
 
     def _ready(self, shape: Shape, batch: Batch, streams: int, *, slots: int) -> TileFlow:
         """A flow for ``shape``, and memory for the network to work in.
