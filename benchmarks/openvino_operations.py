@@ -14,7 +14,7 @@ from pixelrt.bench.statistics import percentile
 from pixelrt.bundle import Bundle
 from pixelrt.errors import BackendError
 from pixelrt.geometry import Size
-from pixelrt.runtime.backends.openvino_package import keep_float32
+from pixelrt.runtime.backends.openvino_package import read_graph
 from pixelrt.runtime.backends.openvino_source import Source
 
 LAST = 3
@@ -47,9 +47,7 @@ def counted_rows(source: Source, feeds: dict[str, Any], rounds: int) -> Iterator
     path = source.bundle.path(source.graph.file)
     settings = source.settings.properties() | {"PERF_COUNT": "YES"}
     core = ov.Core()
-    model = core.read_model(str(path))
-    if source.settings.kept:
-        model = keep_float32(core, model, frozenset(source.settings.kept))
+    model = read_graph(core, str(path), source.settings.kept)
     model.reshape({name: list(feed.shape) for name, feed in feeds.items()})
     runs: list[list[float]] = []
     for _ in range(rounds):

@@ -74,6 +74,12 @@ class CompiledGraph:
             raise run_error("OpenVINO", exc, feeds) from exc
 
 
+def read_graph(core: Any, path: str, kept: tuple[str, ...]) -> Any:
+    """A graph as it is compiled; ``kept``: see ``Settings``."""
+    model = core.read_model(path)
+    return keep_float32(core, model, frozenset(kept)) if kept else model
+
+
 def keep_float32(core: Any, model: Any, kinds: frozenset[str]) -> Any:
     """``model`` with the operations of these types marked, so that a precision hint leaves them.
 
@@ -125,9 +131,7 @@ class PackageSource(Source):
 
     def _compiled(self, path: str) -> Any:
         core = self.package.core
-        model = core.read_model(path)
-        if self.settings.kept:
-            model = keep_float32(core, model, frozenset(self.settings.kept))
+        model = read_graph(core, path, self.settings.kept)
         if self.settings.shape:
             model.reshape({self.graph.inputs[0].name: list(self.settings.shape)})
         return core.compile_model(model, DEVICE, self.settings.properties())
