@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import math
 import re
+import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, TypeVar
 
 from pixelrt.engines.report import Product
@@ -75,35 +78,46 @@ def in_thread(work: Callable[[], Result], watch: Watch) -> Result:
     """
     result: list[Result] = []
     failure: list[BaseException] = []
-    done = threading.Event()
 
     def target() -> None:
         try:
             result.append(work())
         except BaseException as exc:  # noqa: BLE001  # raised again in the caller's thread
             failure.append(exc)
-        finally:
-            done.set()
 
     thread = threading.Thread(target=target, name="pixelrt-build")
-    interrupted = False
-    thread.start()
-    try:
-        while not done.is_set():
-            try:
-                done.wait(0.1)
-            except KeyboardInterrupt:
-                interrupted = True
-                watch.stop.set()
-    finally:
-        if not done.is_set():
-            watch.stop.set()
-        thread.join()
-    if interrupted:
-        raise KeyboardInterrupt
+    with _interrupts_held_back(watch.stop):
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.1)  # a signal that another thread receives does not wake this one
     if failure:
         raise failure[0]
     return result[0]
+
+
+@contextmanager
+def _interrupts_held_back(stop: threading.Event) -> Iterator[None]:
+    """Ctrl-C sets ``stop``; whoever handles it otherwise is told when the block is left.
+
+    An exception could strike anywhere, inside ``Thread.start`` too, and leave the thread behind.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield  # Python handles signals in its main thread alone
+        return
+    struck: list[int] = []
+
+    def hold(number: int, _frame: FrameType | None) -> None:
+        struck.append(number)
+        stop.set()
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if struck:
+        signal.raise_signal(signal.SIGINT)
 
 
 # --- what there is to compute -----------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -225,21 +225,66 @@ def test_cancel(srgan_bundle: Bundle, trt: TensorRT) -> None:
     assert built(srgan_bundle, trt).plan, "the next build is not disturbed"
 
 
-def test_ctrl_c(srgan_bundle: Bundle, trt: TensorRT) -> None:
-    struck = []
+STRUCK = """
+import os, signal, sys, threading
+from pixelrt.engines.trt import Watch, in_thread
 
-    def strike(phase: str, step: int, steps: int) -> None:
-        if not struck:
-            struck.append(phase)
-            os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for _ in range(100):
+    watch = Watch(None, None)
 
-    with pytest.raises(KeyboardInterrupt):
-        built(srgan_bundle, trt, progress=strike)
+    def work():
+        os.kill(os.getpid(), signal.SIGINT)  # while the caller is still starting this thread
+        assert watch.stop.wait(60), "not told to stop"
+        ended.append(True)
+
+    ended = []
+    try:
+        in_thread(work, watch)
+    except KeyboardInterrupt:
+        assert ended == [True], "the thread was left behind"
+    else:
+        sys.exit("no KeyboardInterrupt")
+assert in_thread(lambda: 7, Watch(None, None)) == 7
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+
+CTRL_C = """
+import os, signal, sys
+from pathlib import Path
+from pixelrt.engines.build import BuildOptions, build_plan
+from pixelrt.plans.profiles import parse_profile
+from pixelrt.spec import TensorSpec
+from tests.engines.support import required_tensorrt
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+inputs = (TensorSpec("x", "float32", ("N", 3, "H", "W")),)
+
+def built(progress):
+    options, trt = BuildOptions((parse_profile("64x64"),)), required_tensorrt()
+    return build_plan(Path(sys.argv[1]), inputs, options, trt=trt, progress=progress)
+
+def strike(phase, step, steps):
+    if not struck:
+        struck.append(phase)
+        os.kill(os.getpid(), signal.SIGINT)
+
+struck = []
+try:
+    built(strike)
+except KeyboardInterrupt:
     assert struck
-    assert threading.active_count() == 1 or not any(
-        thread.name == "pixelrt-build" for thread in threading.enumerate()
-    )
-    assert built(srgan_bundle, trt).plan
+else:
+    sys.exit("no KeyboardInterrupt")
+assert built(None).plan, "the next build is not disturbed"
+"""
+
+
+@pytest.mark.parametrize("script", [STRUCK, CTRL_C], ids=["thread", "build"])
+def test_ctrl_c(script: str, tmp_path: Path, trt: TensorRT) -> None:
+    path = weighted(tmp_path / "g.onnx", CONVOLUTION, w=(8, 3, 3, 3))
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_failing_callback_is_passed_on(srgan_bundle: Bundle, trt: TensorRT) -> None:
