@@ -36,6 +36,11 @@ from pixelrt.cli.bench_table import aligned, bytes_text, seconds_text
 from pixelrt.cli.terminal import note
 from pixelrt.errors import PixelrtError
 from pixelrt.fidelity import PSNR_CEILING
+from pixelrt.geometry import Size
+
+PEER_TILES = {"swin2sr": Size(128, 128)}
+"""Windows of a large tile do not fit into the caches of a processor: PyTorch takes up to four
+times as long for each pixel of tiles as large as pixelrt's."""
 
 
 @click.command()
@@ -83,7 +88,7 @@ def compare_case(
     note(f"{case.name}: exporting, counting")
     bundle = run_isolated(export, case, folder)
     with tempfile.TemporaryDirectory(prefix="pixelrt-compare-") as place:
-        jobs = make_jobs(case, bundle, Path(place))
+        jobs = make_jobs(case, bundle, Path(place), PEER_TILES.get(case.network.family))
         counted = run_isolated(count_multiply_adds, bundle.root, jobs.part_size)
         adds = round(counted * case.size.pixels / jobs.part_size.pixels)
         pairs: list[Pair] = []

@@ -45,21 +45,22 @@ def counted_rows(source: Source, feeds: dict[str, Any], rounds: int) -> Iterator
     import openvino as ov
 
     path = source.bundle.path(source.graph.file)
-    settings = source.settings.properties() | {"PERF_COUNT": "YES"}
+    properties = source.settings.properties() | {"PERF_COUNT": "YES"}
     core = ov.Core()
     model = read_graph(core, str(path), source.settings.kept)
     model.reshape({name: list(feed.shape) for name, feed in feeds.items()})
     runs: list[list[float]] = []
     for _ in range(rounds):
-        compiled = core.compile_model(model, "CPU", settings)
+        compiled = core.compile_model(model, "CPU", properties)
         request = compiled.create_infer_request()
         run = partial(request.infer, feeds, share_inputs=True, share_outputs=True)
         runs.append(counted(compiled, run))
     each = [percentile(times, 50) for times in zip(*runs, strict=True)]
-    precision = source.settings.precision
+    settings = source.settings
+    note = f"{settings.precision} and float32" if settings.kept else settings.precision
     facts = {"seconds": sum(each), "seconds of a run": median_run(run)}
-    yield OpenVinoRow("operations", "all", facts, note=precision)
-    yield from grouped(kernels_of(compiled), each, multiply_adds_of(path, feeds), precision)
+    yield OpenVinoRow("operations", "all", facts, note=note)
+    yield from grouped(kernels_of(compiled), each, multiply_adds_of(path, feeds), note)
 
 
 def _require_package() -> None:

@@ -10,7 +10,8 @@ from benchmarks.records import Ceiling, OpenVinoCase, OpenVinoReport, OpenVinoRo
 from benchmarks.rounding import ROUNDINGS
 from pixelrt.cli.bench_table import seconds_text
 
-PRECISIONS = ("float16", "bfloat16", "float32")
+MIXED = "bfloat16 and float32"
+ARITHMETICS = ("float16", "bfloat16", MIXED, "float32")
 LEAST_SHARE = 0.01
 """Kernels that take less are summed up in one row."""
 
@@ -37,7 +38,7 @@ PSNR_TITLE = (
     "are rounded to bfloat16: the weights, what they are multiplied with (inputs), both; *two "
     "terms*: a factor is the sum of two bfloat16 numbers"
 )
-PSNR_HEAD = ("network", *PRECISIONS, *(rounding.name for rounding in ROUNDINGS))
+PSNR_HEAD = ("network", *ARITHMETICS, *(rounding.name for rounding in ROUNDINGS))
 SHAPE_TITLE = (
     "**One run**, by a graph for any shape and by one for this shape. *Saved*: the median "
     "of what turn about saved; *compiling*: what opening the second takes"
@@ -46,7 +47,7 @@ SHAPE_HEAD = ("case", "precision", "any shape", "one shape", "saved", "compiling
 OPENING_TITLE = "**Opening**, in the precision that the reference outputs allow"
 OPENING_HEAD = ("network", "precision", "compiled", "read from the cache", "pixelrt")
 MEMORY_TITLE = "**Peak memory** in bytes per input pixel, the growth between two sizes"
-MEMORY_HEAD = ("network", "bundle's estimate", "onnxruntime", *PRECISIONS)
+MEMORY_HEAD = ("network", "bundle's estimate", "onnxruntime", *ARITHMETICS)
 OPERATIONS_HEAD = ("operation", "kernel", "count", "time", "share", "GFLOP/s (of the ceiling)")
 
 Rows = Iterator[tuple[str, ...]]
@@ -66,9 +67,13 @@ def _cells(
 
 
 def _psnr(case: OpenVinoCase, rows: list[OpenVinoRow]) -> Rows:
-    found = {row.name: row for row in rows}
-    names = (*PRECISIONS, *(rounding.name for rounding in ROUNDINGS))
+    found = {_column(row): row for row in rows}
+    names = (*ARITHMETICS, *(rounding.name for rounding in ROUNDINGS))
     yield (case.subject.name, *(_decibels(found.get(name)) for name in names))
+
+
+def _column(row: OpenVinoRow) -> str:
+    return MIXED if " with float32 " in row.name else row.name
 
 
 def _decibels(row: OpenVinoRow | None) -> str:
@@ -95,8 +100,8 @@ def _opening(case: OpenVinoCase, rows: list[OpenVinoRow]) -> Rows:
 
 
 def _memory(case: OpenVinoCase, rows: list[OpenVinoRow]) -> Rows:
-    found = {row.name: f"{row.facts['bytes per pixel']:.0f}" for row in rows}
-    names = ("estimate", "onnxruntime", *PRECISIONS)
+    found = {_column(row): f"{row.facts['bytes per pixel']:.0f}" for row in rows}
+    names = ("estimate", "onnxruntime", *ARITHMETICS)
     yield (case.subject.name, *(found.get(name, "–") for name in names))
 
 
@@ -107,7 +112,7 @@ def operations_table(case: OpenVinoCase, ceilings: list[Ceiling]) -> list[str]:
     if rows[0].reason:
         return ["", f"**Operations of {case.name}**: not measured: {rows[0].reason}"]
     total, *kernels = rows
-    top = ceiling_of(ceilings, total.note)
+    top = ceiling_of(ceilings, total.note.partition(" ")[0])
     lines = [
         *("", f"**Operations of {case.name}** in {total.note}: "),
         *("", *markdown(OPERATIONS_HEAD, _kernel_rows(kernels, total.facts["seconds"], top))),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -71,19 +71,24 @@ class Jobs:
         return (self.whole, 1) if contender.whole else (self.part, self.parts)
 
 
-def make_jobs(case: Case, bundle: Bundle, folder: Path) -> Jobs:
+def make_jobs(case: Case, bundle: Bundle, folder: Path, peer_tile: Size | None = None) -> Jobs:
+    """Of an image in tiles peers are given one: of ``peer_tile``, where that suits them, side by
+    side without any halo, else of pixelrt's plan."""
     plan = run_isolated(plan_of, bundle.root, case.size) if case.tiled else None
     image = scene(case.size)
-    part = image[: plan.tile.height, : plan.tile.width] if plan else image
-    for name, pixels in (("whole", image), ("part", part)):
-        np.save(folder / f"{name}.npy", pixels)
-    tile = Job(case.network, bundle.root, folder / "part.npy", usable_cpus())
-    whole = replace(tile, image=folder / "whole.npy", part=tile.image)
-    return Jobs(bundle, whole, tile, _count(plan), Size(*part.shape[:2]), folder)
-
-
-def _count(plan: TilePlan | None) -> int:
-    return len(plan) if plan else 1
+    own = plan.tile if plan else case.size
+    part, parts = own, len(plan) if plan else 1
+    if plan and peer_tile:
+        part = peer_tile
+        parts = math.prod(
+            math.ceil(side / step)
+            for side, step in zip(astuple(case.size), astuple(part), strict=True)
+        )
+    for name, size in (("whole", case.size), ("tile", own), ("part", part)):
+        np.save(folder / f"{name}.npy", image[: size.height, : size.width])
+    job = Job(case.network, bundle.root, folder / "part.npy", usable_cpus())
+    whole = replace(job, image=folder / "whole.npy", part=folder / "tile.npy")
+    return Jobs(bundle, whole, job, parts, part, folder)
 
 
 def measure_pair(peer: Contender, ours: Contender, jobs: Jobs, effort: Effort) -> Pair:

@@ -190,13 +190,34 @@ class DiffusionReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     overhead: list[OpenVinoRow]
 
 
-AnyReport = CompareReport | GrowthReport | GpuReport | OpenVinoReport | DiffusionReport
+class StartRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A process from its start to its end, with its picture on the disk."""
+
+    name: str
+    note: str
+    seconds: Summary
+    stable: bool
+
+
+class StartReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    kind: Literal["start"] = "start"
+    origin: Origin
+    quick: bool
+    width: int
+    height: int
+    rows: list[StartRow]
+
+
+AnyReport = (
+    CompareReport | GrowthReport | GpuReport | OpenVinoReport | DiffusionReport | StartReport
+)
 KINDS: dict[str, type[AnyReport]] = {
     "compare": CompareReport,
     "growth": GrowthReport,
     "gpu": GpuReport,
     "openvino": OpenVinoReport,
     "diffusion": DiffusionReport,
+    "start": StartReport,
 }
 
 

@@ -25,6 +25,7 @@ from benchmarks.records import (
     OpenVinoReport,
     Origin,
     Pair,
+    StartReport,
     read_record,
 )
 from benchmarks.script import run_script
@@ -128,6 +129,8 @@ def _body(report: AnyReport) -> list[str]:
         return _growth(report)
     if isinstance(report, OpenVinoReport):
         return openvino_tables(report)
+    if isinstance(report, StartReport):
+        return _start(report)
     return _gpu(report)
 
 
@@ -246,6 +249,21 @@ def _growth(report: GrowthReport) -> list[str]:
             )
         )
     return ["", f"**How {report.subject.name} grows**, file to file", "", *markdown(head, rows)]
+
+
+def _start(report: StartReport) -> list[str]:
+    head = ("process", "", "median", "fastest", "slowest")
+    rows: list[tuple[str, ...]] = []
+    for row in report.rows:
+        times = [
+            seconds_text(v) for v in (row.seconds.p50, row.seconds.minimum, row.seconds.maximum)
+        ]
+        times[0] += "" if row.stable else " (unstable)"
+        rows.append((row.name, row.note, *times))
+    title = (
+        f"**A picture of {report.width}x{report.height}**, from the start of a process to its end"
+    )
+    return ["", title, "", *markdown(head, rows)]
 
 
 def _gpu(report: GpuReport) -> list[str]:

@@ -19,7 +19,7 @@ from pixelrt.cli.generate import (
 @click.command("img2img")
 @common_options
 @image_option("The picture, or latents (.npy) of another pipeline.")
-@strength_option("0.8, of Kandinsky 0.3")
+@strength_option("diffusers'; 0.8, of SDXL without ControlNets and of Kandinsky 0.3")
 def command(image: Path, strength: float | None, **options: Any) -> None:
     """Change a picture as a prompt says with a diffusion BUNDLE."""
     generate(options, "image_to_image", image=read_source(image), strength=strength)

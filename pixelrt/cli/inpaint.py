@@ -26,7 +26,7 @@ from pixelrt.cli.generate import (
     type=click.Path(path_type=Path),
     help="White where the picture is made anew.",
 )
-@strength_option("1")
+@strength_option("diffusers'; 1, of SDXL 0.9999")
 def command(image: Path, mask: Path, strength: float | None, **options: Any) -> None:
     """Make a part of a picture anew with a diffusion BUNDLE."""
     picture, where = read_source(image), read_source(mask)

@@ -182,6 +182,10 @@ def test_peers_are_given_one_tile_of_what_is_tiled(srgan_bundle: Bundle, tmp_pat
     assert found.whole.load().shape == (2000, 3000, 3)
     assert found.whole.load_part().shape == found.part.load().shape
     assert all(one.tiled for one in PHOTO_CASES)
+    found = pairs.make_jobs(case, srgan_bundle, tmp_path, Size(128, 192))
+    assert found.parts == 16 * 16
+    assert found.part.load().shape == (128, 192, 3)
+    assert found.whole.load_part().shape == (plan.tile.height, plan.tile.width, 3)
 
 
 def test_multiply_adds_of_the_graph(srgan_bundle: Bundle) -> None:

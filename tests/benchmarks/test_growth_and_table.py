@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from benchmarks import growth, table
+from benchmarks import growth, start, table
 from benchmarks.records import (
     FORMAT,
     Absent,
@@ -28,6 +28,8 @@ from benchmarks.records import (
     Origin,
     Pair,
     Side,
+    StartReport,
+    StartRow,
     decode_record,
     read_record,
     write_record,
@@ -50,7 +52,7 @@ from benchmarks.table import (
 from pixelrt.bench.schema import Warmup
 from pixelrt.bench.statistics import summarise
 from pixelrt.bench.steady import Effort
-from pixelrt.errors import InputError, UsageError
+from pixelrt.errors import BackendError, InputError, UsageError
 from pixelrt.geometry import Size
 from pixelrt.runtime.planning import RunOptions
 from tests.bench.test_schema import make_report, make_result
@@ -112,6 +114,7 @@ def openvino_report() -> OpenVinoReport:
     conv = {"count": 2.0, "seconds": 0.006, "multiply-adds": 3e9}
     rows = [
         row("psnr", "bfloat16", photo=50.25, noise=49.5, max_abs=0.03),
+        row("psnr", "bfloat16 with float32 sums", photo=60.25, noise=57.0),
         OpenVinoRow("psnr", "float16", {}, reason="not here"),
         row("psnr", "weights", photo=55.0, noise=54.0),
         row("psnr", "inputs, two-term weights", photo=56.0, noise=53.0),
@@ -119,7 +122,7 @@ def openvino_report() -> OpenVinoReport:
         row("shape", "float32", any_shape=0.5, one_shape=0.25, saved=0.5, compiling=2.0),
         row("memory", "bfloat16", bytes_per_pixel=608.4),
         row("memory", "estimate", bytes_per_pixel=1877.0),
-        row("operations", "all", "bfloat16", seconds=0.01, seconds_of_a_run=0.011),
+        row("operations", "all", "bfloat16 and float32", seconds=0.01, seconds_of_a_run=0.011),
         OpenVinoRow("operations", "Convolution fast", conv),
         row("operations", "Convolution slow", count=1, seconds=0.002),
         row("operations", "Add jit", count=7, seconds=0.0019),
@@ -145,7 +148,19 @@ def diffusion_report() -> DiffusionReport:
     )  # fmt: skip
 
 
-REPORTS = [compare_report, growth_report, gpu_report, openvino_report, diffusion_report]
+def start_report() -> StartReport:
+    rows = [
+        StartRow("python", "starts", summarise([0.01, 0.02, 0.03]), True),
+        StartRow("pixelrt run", "demo", summarise([0.5, 0.75, 1.0]), False),
+    ]
+    origin = made_by("python -m benchmarks.start")
+    return StartReport(origin=origin, quick=False, width=64, height=48, rows=rows)
+
+
+REPORTS = [
+    *(compare_report, growth_report, gpu_report),
+    *(openvino_report, diffusion_report, start_report),
+]
 
 
 @pytest.mark.parametrize("make", REPORTS)
@@ -203,16 +218,39 @@ def test_tables_say_everything() -> None:
     assert not any(row.startswith("| 64 ") for row in rows)  # a tile: only sizes are shown
 
 
+def test_table_of_starts() -> None:
+    text = render([("s.json", start_report())])
+    for words in (
+        "**A picture of 64x48**",
+        "| python | starts | 20 ms | 10 ms | 30 ms |",
+        "| pixelrt run | demo | 750 ms (unstable) | 500 ms | 1 s |",
+    ):
+        assert words in text, words
+
+
+def test_starts_are_measured_and_failures_told(tmp_path: Path) -> None:
+    out = tmp_path / "start.json"
+    assert run_command(start.main, ["--quick", "-o", str(out)]) == 0
+    found = read_record(out)
+    assert isinstance(found, StartReport)
+    times = {row.name: row.seconds.p50 for row in found.rows}
+    assert times["python"] < times["pixelrt run"]
+    failing = start.Start("x", "", ("-c", "raise SystemExit('no such thing')"), None, tmp_path)
+    with pytest.raises(BackendError, match="no such thing"):
+        start.run(failing, tmp_path)
+
+
 def test_tables_of_openvino() -> None:
     text = render([("o.json", openvino_report())], "../elsewhere")
     name = SUBJECT.name
     for words in (
-        f"| {name} | not followed | 50.2 / 49.5 | – | 55.0 / 54.0 | – | 56.0 / 53.0 | – | – |",
+        f"| {name} | not followed | 50.2 / 49.5 | 60.2 / 57.0 | – | 55.0 / 54.0 | – |",
+        "| – | 56.0 / 53.0 | – | – |",
         "| srgan-x4 128x128 | float32 | 500 ms | 250 ms | 50% | 2 s |",
         f"| {name} | bfloat16 | 500 ms | 125 ms | reads it |",
-        f"| {name} | 1877 | – | – | 608 | – |",
+        f"| {name} | 1877 | – | – | 608 | – | – |",
         f"| {name} | not measured: no memory |",
-        "**Operations of srgan-x4 128x128** in bfloat16: 10 ms in all operations, 11 ms for a run",
+        "**Operations of srgan-x4 128x128** in bfloat16 and float32: 10 ms in all operations, 11 ms",
         "| **Convolution** | all | 3 | 8 ms | 80% | 750 (38%) |",
         "| Convolution | fast | 2 | 6 ms | 60% | 1000 (50%) |",
         "| Convolution | slow | 1 | 2 ms | 20% |  |",

@@ -88,6 +88,12 @@ def test_what_is_refused(config: Any, error: Any, words: str, tmp_path: Path) ->
     assert words in str(found.value)
 
 
+def test_a_vae_of_sdxl_that_moves_its_latents_is_refused(tmp_path: Path) -> None:
+    vae = {"latents_mean": [0.1] * 4, "latents_std": [2.0] * 4}
+    with pytest.raises(CheckpointError, match="latents_mean"):
+        plan_of(opened({"like": "stable-diffusion-xl", "vae": vae}, tmp_path))
+
+
 def test_the_verb_refuses_what_does_not_go_together(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,6 +38,7 @@ def test_pictures_from_words_need_no_torch(sd: Exported, tmp_path: Path) -> None
         said = json.loads(image.info["pixelrt"])
     assert said["prompt"] == "a cat"
     assert said["seed"] == 1
+    assert said["guidance_scale"] == 7.5  # what was taken, though nothing was given
 
 
 def test_from_picture_to_picture(

@@ -94,6 +94,8 @@ def plan_of(
     scale = plain.latent_scale
     for net in nets:
         _check_controlnet(net, unet, scale)
+    if family == SDXL:  # diffusers' other pipelines do not look at them
+        _check_latents(folder)
     time_ids: TimeIds = _time_ids(folder, unet) if family == SDXL else ""
     settings = replace(
         plain,
@@ -243,6 +245,16 @@ def _check_text_width(folder: DiffusersFolder, unet: dict[str, Any], encoders: l
             f"{folder.name}: the text encoders do not belong to this UNet",
             found=f"{' and '.join(encoders)} of width {' + '.join(map(str, widths))}",
             expected=f"{wanted} in all, which unet/config.json names as cross_attention_dim",
+        )
+
+
+def _check_latents(folder: DiffusersFolder) -> None:
+    vae = folder.config("vae")
+    if vae.get("latents_mean") is not None and vae.get("latents_std") is not None:
+        raise CheckpointError(
+            f"{folder.name}: the VAE moves and scales every channel of the latents",
+            found="latents_mean and latents_std in vae/config.json",
+            expected="a VAE with a scaling_factor alone",
         )
 
 

@@ -36,6 +36,9 @@ from pixelrt.runtime.diffusion.text.embeddings import check_same_shape, ready_em
 from pixelrt.runtime.images.levels import to_pixels
 from pixelrt.runtime.networks import Networks
 
+STRENGTH = 0.3
+"""diffusers' own, where none is given."""
+
 
 class Kandinsky(Closing):
     """A bundle of family ``kandinsky-2.2``, ready to run.
@@ -50,6 +53,15 @@ class Kandinsky(Closing):
         self.settings = bundle.settings(KandinskySettings)
         self._prior = Prior(networks, self.settings)
 
+    def defaults(self, mode: str) -> dict[str, Any]:
+        """``num_inference_steps``, ``guidance_scale`` and ``strength`` where none is given.
+        ``mode``: the name of a method."""
+        found = {
+            "num_inference_steps": KandinskyCall.num_inference_steps,
+            "guidance_scale": KandinskyCall.guidance_scale,
+        }
+        return found | {"strength": STRENGTH} if mode == "image_to_image" else found
+
     def text_to_image(self, prompt: Any = None, **options: Any) -> KandinskyGenerated:
         """Pictures from a prompt alone, or from an image embedding."""
         call = options_as(KandinskyCall, {"prompt": prompt, **options})
@@ -63,7 +75,12 @@ class Kandinsky(Closing):
         return self._finish(call, run, latents, embeds, noise, seed, notes)
 
     def image_to_image(
-        self, prompt: Any = None, image: Any = None, *, strength: float = 0.3, **options: Any
+        self,
+        prompt: Any = None,
+        image: Any = None,
+        *,
+        strength: float | None = None,
+        **options: Any,
     ) -> KandinskyGenerated:
         """Pictures from a prompt and a picture, or from latents of another call.
 
@@ -75,7 +92,7 @@ class Kandinsky(Closing):
             raise UsageError("there is no image")
         latents = is_latents(image, self.settings.latent_channels)
         size, notes = self._latent_size(image) if latents else self._size(call, size_of(image))
-        run = self._run(call, strength)
+        run = self._run(call, STRENGTH if strength is None else strength)
         noise, seed = noise_of(call)
         embeds = self._embeds(call, noise)
         count = len(embeds.image_embeds)

@@ -23,27 +23,40 @@ INPAINTING_CHANNELS = 9
 CONSISTENCY = "LatentConsistencyModel"
 
 
-def default_guidance(pipeline: str, settings: DiffusionSettings, mode: str) -> float:
-    """The guidance scale that diffusers takes where none is given, by the class that ``mode`` has
-    there. ``pipeline``: the class that was exported."""
-    if pipeline.startswith(CONSISTENCY) and mode != "inpaint":
-        return 8.5
-    # SDXL's class for inpainting without ControlNets has that of Stable Diffusion.
-    plain = not settings.time_ids or (mode == "inpaint" and not settings.controls)
-    return 7.5 if plain else 5.0
+def defaults_of(pipeline: str, settings: DiffusionSettings, mode: str) -> dict[str, Any]:
+    """What diffusers takes where nothing is given, by the class that ``mode`` has there.
+
+    ``pipeline``: the class that was exported. ``strength`` is that of modes that take one.
+    """
+    consistent = pipeline.startswith(CONSISTENCY) and mode != "inpaint"
+    xl, alone = bool(settings.time_ids), not settings.controls
+    guidance = 5.0 if xl else 7.5
+    strength = {"image_to_image": 0.3 if xl and alone else 0.8, "inpaint": 0.9999 if xl else 1.0}
+    if mode == "inpaint" and alone:
+        guidance = 7.5  # SDXL's class for this has that of Stable Diffusion
+    found = {
+        "num_inference_steps": 4 if consistent else 50,
+        "guidance_scale": 8.5 if consistent else guidance,
+    }
+    return found if mode == "text_to_image" else found | {"strength": strength[mode]}
 
 
 class StableDiffusion(LatentPipeline):
     """A bundle of family ``stable-diffusion`` or ``stable-diffusion-xl``, ready to run.
 
-    Options of all methods: see ``Call``; of ``guidance_scale`` the default is ``default_guidance``.
-    All raise ``UsageError`` and ``InputError`` for what cannot be done, ``BackendError`` where a
-    network cannot be run.
+    Options of all methods: see ``Call``; what is left out is as ``defaults`` says. All raise
+    ``UsageError`` and ``InputError`` for what cannot be done, ``BackendError`` where a network
+    cannot be run.
     """
+
+    def defaults(self, mode: str) -> dict[str, Any]:
+        """``num_inference_steps``, ``guidance_scale`` and ``strength`` where none is given: those
+        of diffusers' class. ``mode``: the name of a method."""
+        return defaults_of(self.bundle.manifest.variant, self.settings, mode)
 
     def text_to_image(self, prompt: Any = None, **options: Any) -> Generated:
         """Pictures from a prompt alone."""
-        call = self._call("text_to_image", prompt, options)
+        call, _ = self._call("text_to_image", prompt, options)
         self._check_paints_anew()
         # diffusers takes the size of the control picture, too
         controls = call.control_images if self.settings.controls else ()
@@ -52,14 +65,19 @@ class StableDiffusion(LatentPipeline):
         return self._finish(job, Begin(self._pure_noise(job)))
 
     def image_to_image(
-        self, prompt: Any = None, image: Any = None, *, strength: float = 0.8, **options: Any
+        self,
+        prompt: Any = None,
+        image: Any = None,
+        *,
+        strength: float | None = None,
+        **options: Any,
     ) -> Generated:
         """Pictures from a prompt and a picture, or from latents of another pipeline.
 
         ``image``: see ``pictures.pictures``, or latents float32 (N, c, h, w). ``strength``: how
         much of the schedule is run, in (0, 1].
         """
-        call = self._call("image_to_image", prompt, options)
+        call, strength = self._call("image_to_image", prompt, options, strength)
         self._check_paints_anew()
         if image is None:
             raise UsageError("there is no image")
@@ -78,7 +96,7 @@ class StableDiffusion(LatentPipeline):
         image: Any = None,
         mask_image: Any = None,
         *,
-        strength: float = 1.0,
+        strength: float | None = None,
         **options: Any,
     ) -> Generated:
         """Pictures made anew where the mask is white.
@@ -87,7 +105,7 @@ class StableDiffusion(LatentPipeline):
         masked picture is shown to it; with one of four, what the mask leaves out is put back
         after every step.
         """
-        call = self._call("inpaint", prompt, options)
+        call, strength = self._call("inpaint", prompt, options, strength)
         if image is None or mask_image is None:
             raise UsageError("inpainting needs an image and a mask_image")
         size = self._size(call, image)
@@ -121,9 +139,14 @@ class StableDiffusion(LatentPipeline):
 
         return self._finish(job, Begin(latents, keep=keep))
 
-    def _call(self, mode: str, prompt: Any, options: dict[str, Any]) -> Call:
-        guidance = default_guidance(self.bundle.manifest.variant, self.settings, mode)
-        return call_of({"guidance_scale": guidance, "prompt": prompt, **options})
+    def _call(
+        self, mode: str, prompt: Any, options: dict[str, Any], strength: float | None = None
+    ) -> tuple[Call, float]:
+        """With the strength, which is 1 in modes that have none."""
+        defaults = self.defaults(mode)
+        own = defaults.pop("strength", 1.0)
+        call = call_of({**defaults, "prompt": prompt, **options})
+        return call, own if strength is None else strength
 
     def _check_paints_anew(self) -> None:
         if self.settings.unet_channels == INPAINTING_CHANNELS:

@@ -1,4 +1,4 @@
-"""The guidance scale where none is given, against the signatures of diffusers."""
+"""What is taken where nothing is given, against the signatures of diffusers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pixelrt.export.diffusion.original import SUFFIXES, Original
 from pixelrt.export.diffusion.recipes import FAMILIES, SDXL, UPSCALERS
 from pixelrt.export.diffusion.source import DiffusersFolder
 from pixelrt.pipeline_settings import DiffusionSettings
-from pixelrt.runtime.diffusion.kandinsky_prior import KandinskyCall
-from pixelrt.runtime.diffusion.stable_diffusion import default_guidance
+from pixelrt.runtime.diffusion.kandinsky import Kandinsky
+from pixelrt.runtime.diffusion.stable_diffusion import defaults_of
 from pixelrt.runtime.diffusion.upscalers import OWN
 
+OPTIONS = ("num_inference_steps", "guidance_scale", "strength")
 
-def signature(name: str) -> float:
+
+def signature(name: str) -> dict[str, float]:
     """What a pipeline of diffusers is called with."""
-    value: float = (
-        inspect.signature(getattr(diffusers, name).__call__).parameters["guidance_scale"].default
-    )
-    return value
+    found = inspect.signature(getattr(diffusers, name).__call__).parameters
+    return {option: found[option].default for option in OPTIONS if option in found}
 
 
 def settings_of(pipeline: str) -> DiffusionSettings:
@@ -47,13 +47,15 @@ def test_stable_diffusion(pipeline: str, mode: str) -> None:
     settings = settings_of(pipeline)
     folder = DiffusersFolder(Path(), pipeline, {"_class_name": pipeline})
     name = Original(folder, settings, lambda part: part, list).class_of(mode)
-    assert default_guidance(pipeline, settings, mode) == signature(name)
+    assert defaults_of(pipeline, settings, mode) == signature(name)
 
 
 @pytest.mark.parametrize("pipeline", UPSCALERS)
 def test_upscalers(pipeline: str) -> None:
-    assert OWN["guidance_scale"] == signature(pipeline)
+    assert signature(pipeline) == OWN
 
 
-def test_kandinsky() -> None:
-    assert KandinskyCall().guidance_scale == signature("KandinskyV22CombinedPipeline")
+@pytest.mark.parametrize("mode", ["text_to_image", "image_to_image"])
+def test_kandinsky(mode: str) -> None:
+    pipeline = Kandinsky.__new__(Kandinsky)
+    assert pipeline.defaults(mode) == signature(f"KandinskyV22{SUFFIXES[mode]}CombinedPipeline")
