@@ -20,8 +20,10 @@ from pixelrt.runtime.backends.openvino_source import Source
 LAST = 3
 NOT_RUN = "not_executed"
 FUSED = "Subgraph "
-"""Kernels that OpenVINO makes of several operations, such as an attention. It does not say which
-matrix products are in them: those that are in no other one are."""
+"""Kernels that OpenVINO makes of several operations, such as an attention. It does not always say
+which matrix products are in them: those that are in no other one are."""
+TOGETHER = f"{FUSED}together"
+"""No kernel: products that are in one of several fused ones, it does not say in which."""
 PRODUCT_ALONE = "/WithoutBiases"
 """What OpenVINO adds to the name of a node whose bias it has made a node of its own."""
 
@@ -117,8 +119,10 @@ def grouped(
         for name, value in (("count", 1.0), ("seconds", each), ("multiply-adds", float(sums))):
             group[name] = group.get(name, 0.0) + value
     fused = [group for name, group in groups.items() if name.startswith(FUSED)]
-    if len(fused) == 1:
-        fused[0]["multiply-adds"] += float(sum(left.values()))
+    if fused and any(left.values()):
+        none = {"count": 0.0, "seconds": 0.0, "multiply-adds": 0.0}
+        one = fused[0] if len(fused) == 1 else groups.setdefault(TOGETHER, none)
+        one["multiply-adds"] += float(sum(left.values()))
         left.clear()
     if any(left.values()):
         raise BackendError(

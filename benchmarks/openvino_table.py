@@ -9,9 +9,10 @@ from benchmarks.markdown import markdown
 from benchmarks.records import Ceiling, OpenVinoCase, OpenVinoReport, OpenVinoRow
 from benchmarks.rounding import ROUNDINGS
 from pixelrt.cli.bench_table import seconds_text
+from pixelrt.runtime.backends.openvino_package import ENDS, SUMS
 
-MIXED = "bfloat16 and float32"
-ARITHMETICS = ("float16", "bfloat16", MIXED, "float32")
+MIXED = tuple(f"bfloat16 with float32 {kept}" for kept in (ENDS, SUMS))
+ARITHMETICS = ("float16", "bfloat16", *MIXED, "float32")
 LEAST_SHARE = 0.01
 """Kernels that take less are summed up in one row."""
 
@@ -67,13 +68,9 @@ def _cells(
 
 
 def _psnr(case: OpenVinoCase, rows: list[OpenVinoRow]) -> Rows:
-    found = {_column(row): row for row in rows}
+    found = {row.name: row for row in rows}
     names = (*ARITHMETICS, *(rounding.name for rounding in ROUNDINGS))
     yield (case.subject.name, *(_decibels(found.get(name)) for name in names))
-
-
-def _column(row: OpenVinoRow) -> str:
-    return MIXED if " with float32 " in row.name else row.name
 
 
 def _decibels(row: OpenVinoRow | None) -> str:
@@ -100,7 +97,7 @@ def _opening(case: OpenVinoCase, rows: list[OpenVinoRow]) -> Rows:
 
 
 def _memory(case: OpenVinoCase, rows: list[OpenVinoRow]) -> Rows:
-    found = {_column(row): f"{row.facts['bytes per pixel']:.0f}" for row in rows}
+    found = {row.name: f"{row.facts['bytes per pixel']:.0f}" for row in rows}
     names = ("estimate", "onnxruntime", *ARITHMETICS)
     yield (case.subject.name, *(found.get(name, "–") for name in names))
 
@@ -138,7 +135,8 @@ def _kernel_rows(kernels: list[OpenVinoRow], total: float, top: float) -> Rows:
         if len(rows) > 1:
             yield _kernel_row(f"**{kind}**", "all", rows, total, top)
         for row in rows:
-            yield _kernel_row(kind, row.name.partition(" ")[2], [row], total, top)
+            if row.facts["count"]:
+                yield _kernel_row(kind, row.name.partition(" ")[2], [row], total, top)
     if few:
         yield _kernel_row("others", "", few, total, top)
 

@@ -103,6 +103,10 @@ def test_kernels_are_summed_with_their_products() -> None:
     kernels.append(kernel("Subgraph", "jit", "softmax"))
     rows = list(grouped(kernels, [1.0] * 5, {"conv": 3, "conv2": 6, "lost": 6}, "float32"))
     assert {row.name: row.facts["multiply-adds"] for row in rows}["Subgraph jit"] == 6
+    kernels.append(kernel("Subgraph", "other", "exp"))
+    rows = list(grouped(kernels, [1.0] * 6, {"conv": 3, "conv2": 6, "lost": 6}, "float32"))
+    sums = {row.name: row.facts["multiply-adds"] for row in rows}
+    assert [sums[f"Subgraph {name}"] for name in ("jit", "other", "together")] == [0, 0, 6]
 
 
 def test_without_the_package_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

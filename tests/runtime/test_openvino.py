@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,13 @@ from pixelrt.runtime.backends.openvino import (
     openvino_here,
     precisions,
 )
-from pixelrt.runtime.backends.openvino_package import PackageSource, load_package
+from pixelrt.runtime.backends.openvino_package import (
+    ENDS,
+    SUMS,
+    PackageSource,
+    load_package,
+    staying,
+)
 from pixelrt.runtime.backends.openvino_plugin import (
     PROVIDER,
     Plugin,
@@ -343,10 +350,11 @@ def test_parts_in_float32_come_between_bfloat16_and_float32(
     monkeypatch.setattr(openvino, "processor_flags", lambda: frozenset({"avx512_bf16"}))
     infos = [offer.info for offer in OpenVino().offers(tokens, "core")]
     assert [info.arithmetic for info in infos] == [
-        "bfloat16", "bfloat16 with float32 convolutions and sums", "float32",
+        "bfloat16", "bfloat16 with float32 first and last convolution",
+        "bfloat16 with float32 convolutions and sums", "float32",
     ]  # fmt: skip
-    assert "bfloat16 with float32 convolutions and sums" in str(infos[1])
-    assert len({verdict_path(tokens, info, "core") for info in infos}) == 3
+    assert "bfloat16 with float32 convolutions and sums" in str(infos[2])
+    assert len({verdict_path(tokens, info, "core") for info in infos}) == 4
     alone = [offer.info.arithmetic for offer in OpenVino().offers(demo, "core")]
     assert alone == ["bfloat16", "float32"]  # all its products are convolutions
 
@@ -371,12 +379,25 @@ def test_parts_really_stay_in_float32(tokens: Bundle) -> None:
             results[arithmetic] = infer(session, x)
             engine: Any = session._session
             ran[arithmetic] = kernels(engine.compiled)
-    low, mixed = "bfloat16", "bfloat16 with float32 convolutions and sums"
+    low, ends, sums, full = offers
     assert ran[low] == {"Convolution": {"bf16"}, "FullyConnected": {"bf16"}}
-    assert ran[mixed] == {"Convolution": {"f32"}, "FullyConnected": {"bf16"}}
-    assert ran["float32"] == {"Convolution": {"f32"}, "FullyConnected": {"f32"}}
-    errors = [np.square(results[one] - results["float32"]).mean() for one in (low, mixed)]
-    assert 0 < errors[1] < 0.8 * errors[0]
+    assert ran[ends] == {"Convolution": {"f32", "bf16"}, "FullyConnected": {"bf16"}}
+    assert ran[sums] == {"Convolution": {"f32"}, "FullyConnected": {"bf16"}}
+    assert ran[full] == {"Convolution": {"f32"}, "FullyConnected": {"f32"}}
+    errors = [np.square(results[one] - results[full]).mean() for one in (low, ends, sums)]
+    assert 0 < errors[1] < 0.9 * errors[0]
+    assert 0 < errors[2] < 0.8 * errors[0]
+
+
+def test_what_stays_in_float32() -> None:
+    types = {
+        "x": "Parameter", "first": "Convolution", "bias": "Add", "product": "MatMul", "sum": "Add",
+        "middle": "Convolution", "last": "Convolution", "end": "Add", "mean": "Add", "y": "Result",
+    }  # fmt: skip
+    names = list(types)
+    edges = list(pairwise(names))
+    assert staying(types, edges, ENDS) == {"first", "bias", "last", "end", "mean"}
+    assert staying(types, edges, SUMS) == set(names) - {"x", "product", "y"}
 
 
 def kernels(compiled: Any) -> dict[str, set[str]]:

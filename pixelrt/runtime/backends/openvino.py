@@ -10,7 +10,13 @@ from pixelrt.bundle import BundledNetwork
 from pixelrt.errors import BackendError
 from pixelrt.manifest import OPENVINO, OPENVINO_BFLOAT16, OPENVINO_LOW, Graph, GraphRole
 from pixelrt.runtime.backends.base import BackendInfo, Offer
-from pixelrt.runtime.backends.openvino_package import PackageSource, load_package, missing_package
+from pixelrt.runtime.backends.openvino_package import (
+    ENDS,
+    SUMS,
+    PackageSource,
+    load_package,
+    missing_package,
+)
 from pixelrt.runtime.backends.openvino_plugin import Settings, load_plugin, missing_packages
 from pixelrt.runtime.backends.openvino_session import open_openvino
 from pixelrt.runtime.backends.openvino_source import PluginSource, Source
@@ -20,12 +26,6 @@ MEMORY_SHARES = {"float32": 0.75, "bfloat16": 0.6, "float16": 0.6}
 """Peak per pixel, of what plain onnxruntime takes, with a margin. Measured in float32:
 Swin2SR light 0.65, SRGAN 0.63, the demonstration network 0.63, U-Net-256 0.49, ResNet-9 0.27;
 in bfloat16 0.42, 0.34, 0.32, 0.52, 0.17."""
-
-KEPT = ("Convolution", "Add")
-KEPT_WORDS = "convolutions and sums"
-"""A small part of the work that costs most of what bfloat16 loses: with these in float32, Swin2SR
-light gives 61.7 dB on a photograph instead of 60.1 and takes 1.13 times as long as in bfloat16
-alone; all in float32 it takes 1.6 times as long."""
 
 SourceOf = Callable[[BundledNetwork, Graph, Settings], Source]
 
@@ -56,8 +56,8 @@ class _OpenVinoCpu:
                 version,
                 processor_name(),
                 precision,
-                memory_share=MEMORY_SHARES["float32" if kept else precision],
-                kept=KEPT_WORDS if kept else "",
+                memory_share=MEMORY_SHARES["float32" if kept == SUMS else precision],
+                kept=kept,
             )
             settings = Settings(precision, self.threads or usable_cpus(), kept=kept)
             source = source_of(bundle, _graph(bundle, role, precision, self.typed), settings)
@@ -66,13 +66,13 @@ class _OpenVinoCpu:
 
     def _arithmetics(
         self, bundle: BundledNetwork, capabilities: frozenset[str]
-    ) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Precisions, and what stays in float32; where all products are convolutions, nothing
+    ) -> Iterator[tuple[str, str]]:
+        """Precisions, and what stays in float32; where all products are convolutions, too little
         would be left."""
         for precision in precisions(capabilities, processor_flags()):
-            yield precision, ()
+            yield precision, ""
             if precision == "bfloat16" and self.mixes and _of_tokens(bundle):
-                yield precision, KEPT
+                yield from ((precision, kept) for kept in (ENDS, SUMS))
 
 
 class OnnxRuntimeOpenVino(_OpenVinoCpu):

@@ -37,13 +37,13 @@ class Plugin:
 @dataclass(frozen=True)
 class Settings:
     """How a graph is compiled. ``precision``: a key of ``HINTS``; ``threads``: how many
-    compute; ``shape``: the fixed shape of the only input, empty for any; ``kept``: types of
-    operations that stay in float32, which only OpenVINO's own package can be told."""
+    compute; ``shape``: the fixed shape of the only input, empty for any; ``kept``: what
+    stays in float32, in words; only OpenVINO's own package can be told."""
 
     precision: str
     threads: int
     shape: tuple[int, ...] = ()
-    kept: tuple[str, ...] = ()
+    kept: str = ""
 
     def properties(self) -> dict[str, str]:
         """OpenVINO's properties.

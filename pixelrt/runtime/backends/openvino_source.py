@@ -65,7 +65,7 @@ class Source(ABC):
         return 7.5e-6 * files[self.graph.file].bytes + 1.5e-9 * weights
 
     def _key(self) -> str:
-        settings = " ".join((self.settings.load_config(), *self.settings.kept))
+        settings = f"{self.settings.load_config()} {self.settings.kept}"
         return cache_key(self.bundle, self.graph, settings, self._versions())
 
     @abstractmethod
