@@ -106,12 +106,14 @@ def run(start: Start, place: Path) -> float:
     """Seconds of one process."""
     if start.target:
         start.target.unlink(missing_ok=True)
+    environment = dict(os.environ)
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # compiled modules are there once installed
     with cache_of(start, place) as cache:
         time.sleep(PAUSE_SECONDS)
         began = time.perf_counter()
         done = subprocess.run(
             [sys.executable, *start.arguments],
-            env={**os.environ, "PIXELRT_CACHE": str(cache)},
+            env=environment | {"PIXELRT_CACHE": str(cache)},
             capture_output=True,
             text=True,
         )

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 import click
+from click.core import ParameterSource
+
+from pixelrt.errors import UsageError
 
 BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -50,3 +54,16 @@ class PixelSize(click.ParamType):  # type: ignore[type-arg]  # generic since cli
         if not found or 0 in (int(found[1]), int(found[2] or 1)):
             self.fail(f"{value!r} is no size; expected e.g. 256 or 640x480", param, ctx)
         return int(found[1]), int(found[2] or found[1])
+
+
+def refuse(names: Collection[str], words: str) -> None:
+    """Raises ``UsageError`` where one of these options of the verb was given."""
+    context = click.get_current_context()
+    given = [
+        option.opts[-1]
+        for option in context.command.params
+        if option.name in names
+        and context.get_parameter_source(option.name) is not ParameterSource.DEFAULT
+    ]
+    if given:
+        raise UsageError(words, found=", ".join(given), hint="leave it out")

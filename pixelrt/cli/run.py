@@ -10,11 +10,11 @@ import click
 from pixelrt.bundle import open_bundle
 from pixelrt.cli.flow import Outcome, Settings, run_job, run_overlapped
 from pixelrt.cli.jobs import Job, plan_jobs, videos_in_folders
-from pixelrt.cli.options import ByteCount, PixelSize, Tile
+from pixelrt.cli.options import ByteCount, PixelSize, Tile, refuse
 from pixelrt.cli.terminal import note
-from pixelrt.cli.upscale import ASKED, SHARED, Upscaling, is_upscaler, refuse, upscale
 from pixelrt.cli.videos import run_video_job, run_videos
 from pixelrt.errors import OutputError, PixelrtError, UsageError
+from pixelrt.pipeline_bundle import is_pipeline
 from pixelrt.runtime.backends.select import PRECISIONS
 from pixelrt.runtime.load import SHIPPED, bundle_path, load
 from pixelrt.runtime.pipelines.image import ImageModel
@@ -23,6 +23,13 @@ from pixelrt.runtime.video.options import VideoOptions
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp"}
 MAX_PIXELS = 500_000_000
+ASKED = ("prompt", "negative_prompt", "steps", "guidance_scale", "noise_level", "seed")
+"""Options of the verb that upscalers alone have."""
+SHARED = (
+    *("bundle", "inputs", "output", "backend", "precision"),
+    *("kind", "quality", "max_pixels", "overwrite", "quiet"),
+)
+"""Options that they have as any bundle."""
 
 
 @click.command("run")
@@ -120,14 +127,18 @@ def command(
     """
     path, suffix = bundle_path(bundle), SUFFIXES[kind] if kind else None
     asked = {name: options.pop(name) for name in ASKED}
-    if is_upscaler(path):
-        refuse(
-            {option.name for option in click.get_current_context().command.params}
-            - {*ASKED, *SHARED},
-            "an upscaler of several steps has no such option",
-        )
-        upscaler = Upscaling(bundle, asked, quality, max_pixels, overwrite, quiet)
-        return upscale(upscaler, inputs, output, suffix, backend=backend, precision=precision)
+    if is_pipeline(path):
+        # here: a picture through one network does not wait for what it does not use
+        from pixelrt.cli.upscale import Upscaling, is_upscaler, upscale
+
+        if is_upscaler(path):
+            refuse(
+                {option.name for option in click.get_current_context().command.params}
+                - {*ASKED, *SHARED},
+                "an upscaler of several steps has no such option",
+            )
+            upscaler = Upscaling(bundle, asked, quality, max_pixels, overwrite, quiet)
+            return upscale(upscaler, inputs, output, suffix, backend=backend, precision=precision)
     refuse(ASKED, f"{bundle} is no diffusion upscaler, which alone has such an option")
     if build_plan and plan:
         raise UsageError("--build and --plan do not go together", hint="leave one of them out")

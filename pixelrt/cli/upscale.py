@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from click.core import ParameterSource
 
 from pixelrt.cli.generate import LATENTS, read_source, steps_bar, tell_pipeline
 from pixelrt.cli.jobs import Job, plan_jobs
 from pixelrt.cli.terminal import note
 from pixelrt.errors import InputError, OutputError, PixelrtError, UsageError
-from pixelrt.pipeline_bundle import is_pipeline, open_pipeline
+from pixelrt.pipeline_bundle import open_pipeline
 from pixelrt.runtime.diffusion.call import Generated
 from pixelrt.runtime.diffusion.load import PIPELINES, load_pipeline
 from pixelrt.runtime.diffusion.upscalers import LatentUpscaler, Upscaler
@@ -24,13 +22,6 @@ from pixelrt.runtime.images.encode import output_format, write_picture
 from pixelrt.runtime.images.metadata import Metadata
 from pixelrt.runtime.images.read import Picture, read_picture
 
-ASKED = ("prompt", "negative_prompt", "steps", "guidance_scale", "noise_level", "seed")
-"""Options of the verb that upscalers alone have."""
-SHARED = (
-    *("bundle", "inputs", "output", "backend", "precision"),
-    *("kind", "quality", "max_pixels", "overwrite", "quiet"),
-)
-"""Options that they have as any bundle."""
 NAMES = {"steps": "num_inference_steps"}
 
 
@@ -47,24 +38,9 @@ class Upscaling:
 
 
 def is_upscaler(bundle: Path) -> bool:
-    """Raises ``BundleError`` where there is no bundle."""
-    if not is_pipeline(bundle):
-        return False
+    """``bundle``: of several networks."""
     family = open_pipeline(bundle, check_files=False).manifest.family
     return family in PIPELINES and issubclass(PIPELINES[family], Upscaler)
-
-
-def refuse(names: Collection[str], words: str) -> None:
-    """Raises ``UsageError`` where one of these options of the verb was given."""
-    context = click.get_current_context()
-    given = [
-        option.opts[-1]
-        for option in context.command.params
-        if option.name in names
-        and context.get_parameter_source(option.name) is not ParameterSource.DEFAULT
-    ]
-    if given:
-        raise UsageError(words, found=", ".join(given), hint="leave it out")
 
 
 def upscale(

@@ -16,7 +16,7 @@ from pixelrt.runtime.backends.openvino import openvino_here
 
 HEAVY = (
     *("torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "transformers", "rich", "PIL"),
-    "av",
+    *("av", "pixelrt.runtime.diffusion"),
 )
 
 
@@ -42,6 +42,10 @@ def test_running_loads_no_torch_and_no_onnx(srgan_bundle: Bundle) -> None:
         f"pixelrt.load({str(srgan_bundle.root)!r})(numpy.zeros((8, 8, 3), 'uint8'))"
     )
     assert loaded(code) == ["onnxruntime"]
+
+
+def test_the_verb_that_runs_pictures_loads_what_pictures_need() -> None:
+    assert loaded("import pixelrt.cli.run") == ["PIL"]
 
 
 def test_public_names() -> None:
