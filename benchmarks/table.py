@@ -41,8 +41,8 @@ DIFFUSION = ROOT / "docs" / "diffusion.md"
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 BEGIN = "<!-- benchmarks: made by `python -m benchmarks.table`, do not edit -->"
 END = "<!-- end of benchmarks -->"
-SIZES = ("size", "threads")
-"""The sweeps of ``benchmarks.growth`` that are shown."""
+SWEEPS = {"size": "{}", "tile": "in tiles of {}", "halo": "halo {}", "threads": "{} processors"}
+"""Of ``benchmarks.growth``, and what their rows are called."""
 
 
 @click.command()
@@ -227,14 +227,12 @@ def _ceilings(ceilings: list[Ceiling]) -> list[str]:
 
 
 def _growth(report: GrowthReport) -> list[str]:
-    head = ("what", "latency", "per megapixel", "peak memory", "tiles", "PSNR")
+    head = ("what", "latency", "per megapixel", "peak memory", "tiles", "work", "PSNR")
     rows: list[tuple[str, ...]] = []
     for row in report.rows:
-        if row.sweep not in SIZES:
-            continue
-        name = row.value if row.sweep == "size" else f"{row.value} processors"
+        name = SWEEPS[row.sweep].format(row.value)
         if row.result is None:
-            rows.append((name, f"not measured: {row.reason}", *[""] * 4))
+            rows.append((name, f"not measured: {row.reason}", *[""] * 5))
             continue
         result = row.result
         shaky = "" if result.stable else " (unstable)"
@@ -245,6 +243,7 @@ def _growth(report: GrowthReport) -> list[str]:
                 seconds_text(result.seconds_per_megapixel),
                 bytes_text(result.memory.host_peak),
                 plan_text(result),
+                f"{result.plan.work:.2f}",
                 psnr_text(result),
             )
         )
