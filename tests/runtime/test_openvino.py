@@ -379,7 +379,8 @@ def test_parts_really_stay_in_float32(tokens: Bundle) -> None:
             results[arithmetic] = infer(session, x)
             engine: Any = session._session
             ran[arithmetic] = kernels(engine.compiled)
-    low, ends, sums, full = offers
+    low, full = "bfloat16", "float32"
+    ends, sums = (f"bfloat16 with float32 {kept}" for kept in (ENDS, SUMS))
     assert ran[low] == {"Convolution": {"bf16"}, "FullyConnected": {"bf16"}}
     assert ran[ends] == {"Convolution": {"f32", "bf16"}, "FullyConnected": {"bf16"}}
     assert ran[sums] == {"Convolution": {"f32"}, "FullyConnected": {"bf16"}}
