@@ -226,7 +226,7 @@ def test_cancel(srgan_bundle: Bundle, trt: TensorRT) -> None:
 
 
 STRUCK = """
-import os, signal, sys, threading
+import os, signal, sys
 from pixelrt.engines.trt import Watch, in_thread
 
 signal.signal(signal.SIGINT, signal.default_int_handler)

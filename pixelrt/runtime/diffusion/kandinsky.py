@@ -79,7 +79,7 @@ class Kandinsky(Closing):
         prompt: Any = None,
         image: Any = None,
         *,
-        strength: float | None = None,
+        strength: float = STRENGTH,
         **options: Any,
     ) -> KandinskyGenerated:
         """Pictures from a prompt and a picture, or from latents of another call.
@@ -92,7 +92,7 @@ class Kandinsky(Closing):
             raise UsageError("there is no image")
         latents = is_latents(image, self.settings.latent_channels)
         size, notes = self._latent_size(image) if latents else self._size(call, size_of(image))
-        run = self._run(call, STRENGTH if strength is None else strength)
+        run = self._run(call, strength)
         noise, seed = noise_of(call)
         embeds = self._embeds(call, noise)
         count = len(embeds.image_embeds)
