@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contenders import Contender, Job
+from benchmarks.isolated import end_with_parent
 from pixelrt.bench.resources import host_peak
 from pixelrt.bench.schema import Warmup
 from pixelrt.bench.steady import WarmupLimits, warm_up
@@ -91,6 +92,7 @@ class Worker(Closing):
 
 def _serve(pipe: Connection, contender: Contender, job: Job, limits: WarmupLimits) -> None:
     """The other side."""
+    end_with_parent()
     try:
         _work(pipe, contender, job, limits)
     except PixelrtError as exc:

@@ -55,6 +55,17 @@ def telling(log: Path) -> Contender:
     return Contender("telling", "none", partial(open_telling, log=log), whole=True)
 
 
+def says_and_sleeps() -> None:
+    """Its process's number, then nothing for longer than a test waits."""
+    os.write(1, f"{os.getpid()}\n".encode())
+    time.sleep(600)
+
+
+def open_process(job: Job) -> Opened:
+    return Opened(says_and_sleeps, lambda out: out, "float32")
+
+
 BROKEN = Contender("broken", "none", open_broken)
 BUG = Contender("bug", "none", open_bug)
 CRASH = Contender("crash", "none", open_crash)
+PROCESS = Contender("process", "none", open_process)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from pixelrt.geometry import Size
 from tests.benchmarks.sleepers import BROKEN, BUG, CRASH, sleeper, telling
 from tests.bundles import write_bundle
 
+ROOT = Path(__file__).parents[2]
 LIMITS = WarmupLimits(0.0, max_runs=3)
 
 
@@ -222,12 +225,36 @@ def test_isolated_calls_give_back_what_happened() -> None:
     assert found.value.found == "more words"
 
 
+ORPHANS = """
+import sys
+from benchmarks.isolated import run_isolated
+from benchmarks.worker import Worker
+from pixelrt.bench.steady import WarmupLimits
+from tests.benchmarks.sleepers import PROCESS, says_and_sleeps
+
+if sys.argv[1] == "isolated":
+    run_isolated(says_and_sleeps)
+Worker(PROCESS, None, WarmupLimits(0.0, max_runs=1)).run(1)
+"""
+
+
+@pytest.mark.parametrize("how", ["isolated", "worker"])
+def test_a_process_ends_with_a_parent_that_is_killed(how: str) -> None:
+    command = [sys.executable, "-c", ORPHANS, how]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        os.kill(child, 0)
+        parent.kill()
+        assert not parent.stdout.read()  # closed by the last process that has it
+
+
 @pytest.mark.slow
 def test_the_real_thing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On a tiny network: PyTorch, onnxruntime, pixelrt; OpenVINO where it is installed."""
-    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.chdir(ROOT)
     out = tmp_path / "out.json"
     peers = ("torch eager float32", "onnxruntime bare", "session bare", "openvino float32")
     words = [word for peer in peers for word in ("--peer", peer)]
