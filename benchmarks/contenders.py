@@ -23,6 +23,7 @@ from pixelrt.errors import BackendError
 from pixelrt.geometry import Size
 from pixelrt.grid import grid_size, pad_image
 from pixelrt.runtime.pipelines.image import ImageModel
+from pixelrt.runtime.pipelines.one_shape import ways_to_run
 from pixelrt.runtime.planning import RunOptions
 from pixelrt.spec import ImageSpec
 
@@ -104,7 +105,8 @@ def open_session_alone(job: Job, precision: str) -> Opened:
     """The same session and tile, with the batch ready and the result left where it is."""
     model = _model(job, precision)
     session, image = model.session(), job.load()
-    plan = model.plan(*image.shape[:2])
+    size = Size(*image.shape[:2])
+    plan, infer = ways_to_run(size, "image", model.manifest, session, RunOptions())[0]
     padded = pad_image(image[None], plan.image, model.manifest.image.pad_mode)
     read = next(iter(plan)).read
     feed = {session.inputs[0].name: np.ascontiguousarray(padded[:, *read.slices])}
@@ -112,10 +114,10 @@ def open_session_alone(job: Job, precision: str) -> Opened:
 
     def run() -> Any:
         for _ in range(count):
-            result = session.infer(feed)[name]
+            result = infer(feed)[name]
         return result
 
-    high = Size(*image.shape[:2]).scaled(model.scale)
+    high = size.scaled(model.scale)
     note = f"{session.info}; {plan}"
     info = session.info
     return Opened(run, partial(_cropped, high=high), info.precision, note, info.kept)

@@ -123,6 +123,28 @@ class Session(Protocol):
 
 
 @runtime_checkable
+class ShapedSession(Session, Protocol):
+    """A session that takes less memory for one shape than for any.
+
+    ``one_shape_share``: as ``BackendInfo.memory_share``, once the graph is compiled for the one
+    shape of all runs; as much as that where nothing is saved.
+    """
+
+    one_shape_share: float
+
+    def infer_one_shape(
+        self, feeds: Mapping[str, Array], corner: Mapping[str, Array], same: tuple[slice, ...]
+    ) -> dict[str, Array]:
+        """``infer``, by a graph that is compiled for the shape of ``feeds`` and stays for more.
+
+        It is only taken if it gives what the verified one gives for ``corner``, smaller inputs
+        whose results have to be those of ``feeds`` within ``same``. Raises ``BackendError``
+        where it does not, and the session is as before.
+        """
+        ...
+
+
+@runtime_checkable
 class DeviceMemory(Protocol):
     """A session, or a backend, whose networks work in the memory of a device, not of the host."""
 

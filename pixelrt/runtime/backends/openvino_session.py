@@ -31,9 +31,11 @@ SHAPES_WATCHED = 64
 BLOCK = 1 << 20
 
 
-def open_openvino(source: Source, info: BackendInfo) -> OpenVinoSession:
+def open_openvino(
+    source: Source, info: BackendInfo, one_shape_share: float | None = None
+) -> OpenVinoSession:
     """A session that really computes in ``info.precision``. Raises ``BackendError``."""
-    session = OpenVinoSession(source, info)
+    session = OpenVinoSession(source, info, one_shape_share)
     role, bundle = source.graph.role, source.bundle
     if info.precision != "float32" and not verified_before(bundle, info, role):
         try:
@@ -63,21 +65,26 @@ class OpenVinoSession(Closing):
     """One graph, all of it computed by OpenVINO. ``infer`` is thread-safe.
 
     A graph compiled for one shape is faster but takes seconds to compile. It is made once the
-    runs at that shape have cost so much that it would have paid, takes the place of the one
-    for any shape (two would hold twice the memory), and goes when another shape comes.
+    runs at that shape have cost so much that it would have paid, or where memory counts
+    (``infer_one_shape``), takes the place of the one for any shape (two would hold twice the
+    memory), and goes when another shape comes.
     """
 
     profiles: tuple[Profile, ...] = ()
     samples: tuple[Sample, ...] = ()
 
-    def __init__(self, source: Source, info: BackendInfo) -> None:
+    def __init__(
+        self, source: Source, info: BackendInfo, one_shape_share: float | None = None
+    ) -> None:
         self.info = info
+        self.one_shape_share = info.memory_share if one_shape_share is None else one_shape_share
         self.inputs: tuple[TensorSpec, ...] = tuple(source.graph.inputs)
         self.outputs: tuple[TensorSpec, ...] = tuple(source.graph.outputs)
         self._source: Source | None = source
         self._session: Engine | None = source.open()
         self._shape: tuple[int, ...] = ()
         self._spent: dict[tuple[int, ...], float] = {}
+        self._asked: set[tuple[int, ...]] = set()
         self._lock = threading.Lock()
         self._fixing = threading.Lock()
 
@@ -95,6 +102,32 @@ class OpenVinoSession(Closing):
             self._fix(shape, feeds, results)
         return results
 
+    def infer_one_shape(
+        self, feeds: Mapping[str, Array], corner: Mapping[str, Array], same: tuple[slice, ...]
+    ) -> dict[str, Array]:
+        shape, name = feeds[self.inputs[0].name].shape, self.outputs[0].name
+        if shape in self._asked:
+            return self.infer(feeds)
+        source = self._source
+        with self._fixing:
+            verified = self._session_for(corner[self.inputs[0].name].shape).run(
+                self.outputs, corner
+            )
+            if source is None:
+                raise BackendError("this session is closed")
+            with self._lock:
+                self._session = None
+            fixed = source.fixed(shape).open()
+            found = fixed.run(self.outputs, feeds)
+            if not self._agree(source, verified[name][same], found[name][same]):
+                raise BackendError(
+                    f"{self.info} gives other results where it compiles for {shape} alone"
+                )
+            with self._lock:
+                self._session, self._shape = fixed, shape
+                self._asked.add(shape)
+        return found
+
     def close(self) -> None:
         with self._lock:
             self._source = self._session = None
@@ -103,9 +136,12 @@ class OpenVinoSession(Closing):
         with self._lock:
             if self._source is None:
                 raise BackendError("this session is closed")
-            if self._session is None or self._shape not in ((), shape):
+            # the one for any shape would take more memory than there is for a shape asked for
+            wanted = shape if shape in self._asked else ()
+            if self._session is None or self._shape not in (wanted, shape):
                 self._session = None
-                self._session, self._shape = self._source.open(), ()
+                source = self._source.fixed(shape) if wanted else self._source
+                self._session, self._shape = source.open(), wanted
             return self._session
 
     def _drop(self, session: Engine) -> None:
@@ -137,7 +173,8 @@ class OpenVinoSession(Closing):
                 self._session = None
                 self._spent[shape] = 0.0
             fixed = source.fixed(shape).open()
-            if self._agree(source, results, fixed.run(self.outputs, feeds)):
+            name, found = self.outputs[0].name, fixed.run(self.outputs, feeds)
+            if self._agree(source, results[name], found[name]):
                 with self._lock:
                     self._session, self._shape = fixed, shape
                     return
@@ -148,11 +185,10 @@ class OpenVinoSession(Closing):
         with self._lock:
             self._spent[shape] = float("-inf")
 
-    def _agree(self, source: Source, verified: dict[str, Array], found: dict[str, Array]) -> bool:
-        name = self.outputs[0].name
+    def _agree(self, source: Source, verified: Array, found: Array) -> bool:
         limits = limits_of(source.bundle, self.info, source.graph.role)
-        peak = 255 if verified[name].dtype == np.uint8 else 1
-        max_abs, mean_square = difference(verified[name], found[name])
+        peak = 255 if verified.dtype == np.uint8 else 1
+        max_abs, mean_square = difference(verified, found)
         least_psnr = psnr(mean_square, peak)
         return max_abs <= limits.max_abs * peak and least_psnr >= limits.min_psnr
 

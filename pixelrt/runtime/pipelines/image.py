@@ -31,8 +31,9 @@ from pixelrt.runtime.device.planning import device_budget, device_planner
 from pixelrt.runtime.device.replan import run_with_replan
 from pixelrt.runtime.pipelines.arrays import check_array, levels
 from pixelrt.runtime.pipelines.device_job import run_on_device
+from pixelrt.runtime.pipelines.one_shape import Run, ways_to_run
 from pixelrt.runtime.pipelines.planes import Route, route_planes
-from pixelrt.runtime.planning import RunOptions, plan_image, with_memory_share
+from pixelrt.runtime.planning import RunOptions
 from pixelrt.runtime.tiling import Progress, run_plan
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ class ImageModel(Closing):
         """
         size, chosen, session = Size(height, width), run_options(options), self.session()
         if not isinstance(session, TileSession):
-            return self._plan(size, session, chosen)
+            return ways_to_run(size, "image", self.manifest, session, chosen)[0][0]
         planner = device_planner(size, 1, self.manifest, chosen, session)
         return planner(device_budget(session, chosen)).tiles
 
@@ -231,15 +232,30 @@ class ImageModel(Closing):
         if isinstance(session, TileSession):
             self._run_on_device(session, size, route, both, options, progress)
         else:
-            plan = self._plan(size, session, options)
-            infer = partial(_infer, session, role, both)
+            self._run_on_host(session, role, size, route, both, options, progress)
+
+    def _run_on_host(
+        self,
+        session: Session,
+        role: GraphRole,
+        size: Size,
+        route: Route,
+        maps: Maps,
+        options: RunOptions,
+        progress: Progress | None,
+    ) -> None:
+        def run(plan: TilePlan, call: Run) -> None:
+            infer = partial(_infer, session, call, role, maps)
             padded = pad_image(route.image, plan.image, self.manifest.image.pad_mode)
             run_plan(infer, padded, plan, route.out, scale=self.scale, progress=progress)
 
-    def _plan(self, size: Size, session: Session, options: RunOptions) -> TilePlan:
-        return plan_image(
-            size, with_memory_share(self.manifest, session.info.memory_share), options
-        )
+        *better, last = ways_to_run(size, role, self.manifest, session, options)
+        for way in better:
+            try:
+                return run(*way)
+            except BackendError as exc:
+                self._tell(f"{exc}; again from the start with {last[0]}")
+        return run(*last)
 
     def _run_on_device(
         self,
@@ -296,12 +312,12 @@ class ImageModel(Closing):
         return np.asarray(Image.fromarray(alpha).resize(size, Image.Resampling.LANCZOS))
 
 
-def _infer(session: Session, role: GraphRole, maps: Maps, tiles: Array) -> Array:
-    """(N, H, W, C) through a session on the host."""
+def _infer(session: Session, run: Run, role: GraphRole, maps: Maps, tiles: Array) -> Array:
+    """(N, H, W, C) through a session on the host, by ``run``."""
     feed = maps.enter(tiles)
     if role == "core":
         feed = np.ascontiguousarray(feed.transpose(0, 3, 1, 2))
-    result = session.infer({session.inputs[0].name: feed})[session.outputs[0].name]
+    result = run({session.inputs[0].name: feed})[session.outputs[0].name]
     return maps.leave(result.transpose(0, 2, 3, 1) if role == "core" else result)
 
 
