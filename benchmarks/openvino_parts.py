@@ -30,7 +30,7 @@ from pixelrt.geometry import Size
 from pixelrt.grid import grid_size
 from pixelrt.manifest import Graph, GraphRole
 from pixelrt.runtime.backends import openvino_source
-from pixelrt.runtime.backends.base import Backend, BackendInfo, Session
+from pixelrt.runtime.backends.base import BackendInfo, Session
 from pixelrt.runtime.backends.onnxruntime import OnnxRuntimeCpu, OnnxRuntimeSession
 from pixelrt.runtime.backends.openvino import openvino_here
 from pixelrt.runtime.backends.openvino_cache import worth_keeping
@@ -40,6 +40,8 @@ from pixelrt.runtime.machine import processor_name, usable_cpus
 from pixelrt.runtime.verify import check_all
 
 PLAIN = "onnxruntime"
+ONE_SHAPE = ", one shape"
+"""After the arithmetic of a graph that was compiled for the shape it was run at."""
 ROUNDS = 11
 TURN_SECONDS = 0.25
 
@@ -125,27 +127,38 @@ def memory_rows(bundle: Bundle, size: Size, _rounds: int) -> Iterator[OpenVinoRo
     large = Size(2 * size.height, 2 * size.width)
     grown = grid_size(large, bundle.manifest.image).pixels
     grown -= grid_size(size, bundle.manifest.image).pixels
-    names = (
-        PLAIN,
-        *(offer.info.arithmetic for offer in offers_of(openvino_here(), bundle, "image")),
-    )
-    for name in names:
-        low, high = (run_isolated(peak_of, bundle.root, name, one) for one in (size, large))
+    ways = [(PLAIN, False)]
+    for offer in offers_of(openvino_here(), bundle, "image"):
+        ways += [(offer.info.arithmetic, one_shape) for one_shape in (False, True)]
+    for name, one_shape in ways:
+        low, high = (
+            run_isolated(peak_of, bundle.root, name, one, one_shape=one_shape)
+            for one in (size, large)
+        )
         facts = {"bytes per pixel": (high - low) / grown}
-        yield OpenVinoRow("memory", name, facts)
+        yield OpenVinoRow("memory", f"{name}{ONE_SHAPE if one_shape else ''}", facts)
     estimate = float(bundle.manifest.memory.per_pixel)
     yield OpenVinoRow("memory", "estimate", {"bytes per pixel": estimate}, note="of the bundle")
 
 
-def peak_of(root: Path, name: str, size: Size) -> int:
-    """Peak memory of this process in one run: of plain onnxruntime or an arithmetic of OpenVINO."""
+def peak_of(root: Path, name: str, size: Size, *, one_shape: bool) -> int:
+    """Peak memory of this process in one run: of plain onnxruntime or an arithmetic of OpenVINO,
+    compiled for any shape or for this one."""
     bundle = open_bundle(root)
-    backend: Backend = OnnxRuntimeCpu() if name == PLAIN else openvino_here()
-    offers = offers_of(backend, bundle, "image")
-    offer = next(one for one in offers if name in (PLAIN, one.info.arithmetic))
     feeds = feeds_of(bundle, bundle.component.graph("image"), size)
-    with offer.open() as session, host_peak() as peak:
-        session.infer(feeds)
+    if name == PLAIN:
+        offer = offers_of(OnnxRuntimeCpu(), bundle, "image")[0]
+        with offer.open() as session:
+            return _peak(lambda: session.infer(feeds))
+    source = sources_of(bundle, "image")[name]
+    (shape,) = (array.shape for array in feeds.values())
+    engine = (source.fixed(shape) if one_shape else source).open()
+    return _peak(lambda: engine.run(tuple(source.graph.outputs), feeds))
+
+
+def _peak(run: Callable[[], object]) -> int:
+    with host_peak() as peak:
+        run()
     if not peak.value:
         raise BackendError("memory cannot be measured here", found=peak.method)
     return peak.value

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from benchmarks.ceilings import ceiling_of
 from benchmarks.markdown import markdown
+from benchmarks.openvino_parts import ONE_SHAPE
 from benchmarks.records import Ceiling, OpenVinoCase, OpenVinoReport, OpenVinoRow
 from benchmarks.rounding import ROUNDINGS
 from pixelrt.cli.bench_table import seconds_text
@@ -47,7 +48,10 @@ SHAPE_TITLE = (
 SHAPE_HEAD = ("case", "precision", "any shape", "one shape", "saved", "compiling")
 OPENING_TITLE = "**Opening**, in the precision that the reference outputs allow"
 OPENING_HEAD = ("network", "precision", "compiled", "read from the cache", "pixelrt")
-MEMORY_TITLE = "**Peak memory** in bytes per input pixel, the growth between two sizes"
+MEMORY_TITLE = (
+    "**Peak memory** in bytes per input pixel, the growth between two sizes, of a graph for any "
+    "shape / of one compiled for this shape"
+)
 MEMORY_HEAD = ("network", "bundle's estimate", "onnxruntime", *ARITHMETICS)
 OPERATIONS_HEAD = ("operation", "kernel", "count", "time", "share", "GFLOP/s (of the ceiling)")
 
@@ -98,8 +102,11 @@ def _opening(case: OpenVinoCase, rows: list[OpenVinoRow]) -> Rows:
 
 def _memory(case: OpenVinoCase, rows: list[OpenVinoRow]) -> Rows:
     found = {row.name: f"{row.facts['bytes per pixel']:.0f}" for row in rows}
-    names = ("estimate", "onnxruntime", *ARITHMETICS)
-    yield (case.subject.name, *(found.get(name, "–") for name in names))
+    cells = [found.get(name, "–") for name in ("estimate", "onnxruntime")]
+    for name in ARITHMETICS:
+        both = (found[one] for one in (name, f"{name}{ONE_SHAPE}") if one in found)
+        cells.append(" / ".join(both) or "–")
+    yield case.subject.name, *cells
 
 
 def operations_table(case: OpenVinoCase, ceilings: list[Ceiling]) -> list[str]:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from pixelrt.bundle import Bundle
 from pixelrt.errors import BackendError, FidelityError, ImageError, OutOfMemoryError, UsageError
-from pixelrt.runtime.backends.base import Offer
-from pixelrt.runtime.backends.fake import FakeBackend
+from pixelrt.runtime.backends.base import BackendInfo, Offer
+from pixelrt.runtime.backends.fake import FakeBackend, FakeSession
 from pixelrt.runtime.backends.select import PassedOver
 from pixelrt.runtime.pipelines.image import ImageModel
 from pixelrt.runtime.pipelines.planes import luma
@@ -160,6 +160,78 @@ def test_a_backend_that_takes_less_memory_gets_larger_tiles(tmp_path: Path) -> N
 
     assert tile(0.5) * 500 <= 20_000_000 < tile(0.5) * 1000
     assert tile(1.0) * 1000 <= 20_000_000
+
+
+class Shaped(FakeSession):
+    """Takes a quarter of the memory for one shape; a blur, whose result depends on all within
+    ``HALO`` pixels and on where the image ends."""
+
+    one_shape_share = 0.25
+    fails = ""
+
+    def infer_one_shape(self, feeds: Any, corner: Any, same: tuple[slice, ...]) -> Any:
+        if self.fails:
+            raise BackendError(self.fails)
+        self.corners = [*getattr(self, "corners", []), corner["image"].shape]
+        results, small = self.infer(feeds)["result"], self._function(corner["image"])
+        np.testing.assert_array_equal(small[same], results[same])
+        whole = small.shape
+        assert np.any(small != results[:, : whole[1], : whole[2]])  # no more than that is the same
+        return {"result": results}
+
+
+HALO = 20
+
+
+def blurred(images: Any) -> Any:
+    """Twice the size; maxima of (2*HALO + 1)^2 pixels, zeros beyond the image."""
+    from scipy.ndimage import maximum_filter
+
+    side = 2 * HALO + 1
+    return maximum_filter(images, (1, side, side, 1), mode="constant").repeat(2, 1).repeat(2, 2)
+
+
+def shaped(tmp_path: Path) -> tuple[ImageModel, list[Shaped]]:
+    bundle = write_bundle(tmp_path / "m.pixelrt", field=ReceptiveField(1, HALO, {}), per_pixel=1000)
+    backend, opened = FakeBackend({"image": blurred, "core": blurred}), list[Shaped]()
+
+    def offers(bundle: Any, role: Any) -> tuple[Offer, ...]:
+        info, graph = BackendInfo("fake", "1", "none", "float32"), bundle.component.graph(role)
+
+        def open_session() -> Shaped:
+            opened.append(Shaped(blurred, tuple(graph.inputs), tuple(graph.outputs), info))
+            return opened[-1]
+
+        return (Offer(info, open_session),)
+
+    backend.offers = offers  # type: ignore[method-assign]
+    return ImageModel(bundle, backends=(backend,), verify=False), opened
+
+
+def test_a_graph_for_one_shape_gets_larger_tiles(tmp_path: Path, photo: Any) -> None:
+    one, opened = shaped(tmp_path)
+    pixels = photo[:300, :400]
+    budget = 10_000_000
+    plan = one.plan(300, 400, max_memory=budget)
+    assert 250 * plan.tile.pixels <= budget < 1000 * plan.tile.pixels
+    result = one(pixels, max_memory=budget)
+    np.testing.assert_array_equal(result, blurred(pixels[None])[0])
+    (session,) = opened
+    corner = min(plan.tile.height, 2 * HALO + 1), min(plan.tile.width, 2 * HALO + 1)
+    assert session.corners == [(1, *corner, 3)] * len(plan)
+    assert one.plan(300, 400, max_memory=budget, tile=100).tile.height == 100  # as asked
+    assert one.notes == ()
+
+
+def test_one_that_fails_gives_way_to_smaller_tiles(tmp_path: Path, photo: Any) -> None:
+    one, opened = shaped(tmp_path)
+    one.session()
+    opened[0].fails = "other results"
+    result = one(photo[:300, :400], max_memory=10_000_000)
+    np.testing.assert_array_equal(result, blurred(photo[None, :300, :400])[0])
+    assert {shape[1] * shape[2] * 1000 <= 10_000_000 for shape in opened[0].calls} == {True}
+    (told,) = one.notes
+    assert told.startswith("other results; again from the start with ")
 
 
 def test_whole_image_statistics_are_never_tiled(tmp_path: Path, photo: Any) -> None:

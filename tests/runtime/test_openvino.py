@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +24,7 @@ from onnx import TensorProto, helper
 from pixelrt.bundle import Bundle, open_bundle
 from pixelrt.cache import cache_folder
 from pixelrt.errors import BackendError, OutOfMemoryError
+from pixelrt.geometry import Size
 from pixelrt.manifest import Graph, GraphVariant
 from pixelrt.plans.cache import PlanCache
 from pixelrt.plans.seal import Artefact
@@ -59,6 +60,8 @@ from pixelrt.runtime.backends.openvino_source import OrtEngine, PluginSource, So
 from pixelrt.runtime.backends.ort_assignment import NO_FALLBACK, require_whole
 from pixelrt.runtime.backends.select import BACKENDS, Choice, open_session
 from pixelrt.runtime.load import bundle_path, load
+from pixelrt.runtime.pipelines.image import ImageModel
+from pixelrt.runtime.planning import RunOptions, plan_image, with_memory_share
 from pixelrt.runtime.verify import verdict_path
 
 
@@ -541,16 +544,11 @@ def test_difference_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> No
     assert openvino_session.difference(levels, levels + np.uint8(255)) == (255.0, 255.0**2)
 
 
-@pytest.mark.parametrize("fault", ["other results", "does not open"])
-def test_one_for_a_shape_that_differs_is_not_taken(
-    route: Route,
-    demo: Bundle,
-    shapes: list[tuple[int, ...]],
-    fault: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.fixture(params=["other results", "does not open"])
+def faulty(
+    request: pytest.FixtureRequest, demo: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A graph for one shape with a few other weights, and none at all."""
+    """Graphs for one shape have a few other weights, or are none at all."""
     made = Source.fixed
     shutil.copytree(demo.root / "graphs", tmp_path / "graphs")
     weights = np.fromfile(tmp_path / "graphs/weights.bin", np.float32)
@@ -560,17 +558,94 @@ def test_one_for_a_shape_that_differs_is_not_taken(
 
     def wrong(self: Source, shape: tuple[int, ...]) -> Source:
         fixed = made(self, shape)
-        if fault == "does not open":
+        if request.param == "does not open":
             return replace(fixed, graph=Graph("core", "graphs/none.onnx", self.graph.inputs, []))
         return replace(fixed, bundle=altered)
 
     monkeypatch.setattr(Source, "fixed", wrong)
+
+
+@pytest.mark.usefixtures("faulty")
+def test_one_for_a_shape_that_differs_is_not_taken(
+    route: Route, demo: Bundle, shapes: list[tuple[int, ...]]
+) -> None:
     x = noise(24, 24)
     with full_session(route, demo) as session:
         right = infer(session, x)
         for _ in range(3):
             np.testing.assert_array_equal(infer(session, x), right)
     assert shapes == [(), x.shape, ()]
+
+
+def infer_one_shape(session: OpenVinoSession, x: Any) -> Any:
+    """Held against the top left 40x40, of which the demonstration network's halo of 12 is left."""
+    name, same = session.inputs[0].name, (slice(None), slice(None), slice(56), slice(56))
+    return session.infer_one_shape({name: x}, {name: x[:, :, :40, :40].copy()}, same)[
+        session.outputs[0].name
+    ]
+
+
+def test_one_shape_that_is_asked_for_is_compiled_at_once_and_again(
+    route: Route, demo: Bundle, shapes: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_session, "FIXED_GAIN", 0.0)
+    x, other = noise(64, 80), noise(48, 40)
+    with full_session(route, demo) as session:
+        right = infer(session, x)
+        np.testing.assert_allclose(infer_one_shape(session, x), right, atol=1e-5)
+        np.testing.assert_allclose(infer_one_shape(session, x), right, atol=1e-5)
+        assert shapes == [(), x.shape]
+        infer(session, other)
+        np.testing.assert_allclose(infer(session, x), right, atol=1e-5)
+    assert shapes == [(), x.shape, (), x.shape]
+
+
+@pytest.mark.usefixtures("faulty")
+def test_one_shape_that_is_asked_for_and_differs_is_refused(
+    route: Route, demo: Bundle, shapes: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_session, "FIXED_GAIN", 0.0)
+    x = noise(64, 80)
+    with full_session(route, demo) as session:
+        right = infer(session, x)
+        with pytest.raises(BackendError, match=r"gives other results|could not load"):
+            infer_one_shape(session, x)
+        np.testing.assert_array_equal(infer(session, x), right)
+    assert shapes == [(), x.shape, ()]
+
+
+@pytest.mark.parametrize("role", ["image", "core"])
+def test_tokens_take_larger_tiles_and_give_the_same(
+    route: Route, tokens: Bundle, shapes: list[tuple[int, ...]], role: str
+) -> None:
+    """As if untiled: 1e-5 in float, one level in the picture."""
+    halo, need = tokens.manifest.receptive_field.halo, tokens.manifest.memory
+    assert halo is not None
+    side = 2 * halo + 48
+    options = RunOptions(max_memory=need.fixed + need.per_pixel * side**2)
+    x = noise(320, 280) if role == "core" else None
+    pixels = (noise(320, 280)[0].transpose(1, 2, 0) * 255).astype(np.uint8)
+    with ImageModel(tokens, precision="float32", backends=(route.backend,)) as model:
+        session = model.session(role)  # type: ignore[arg-type]
+        usual = plan_image(
+            Size(320, 280),
+            with_memory_share(model.manifest, session.info.memory_share),
+            options,
+        )
+        plan = model.plan(320, 280, max_memory=options.max_memory)
+        assert len(plan) > 1
+        assert plan.work < 0.9 * usual.work
+
+        def run(options: RunOptions) -> Any:
+            if x is not None:
+                return model.run_core(x, options)
+            return model.run_array(pixels, options).astype(int)
+
+        tiled = run(options)
+        tile = astuple(plan.tile)
+        assert (1, *tile, 3) in shapes or (1, 3, *tile) in shapes
+        assert np.abs(tiled - run(RunOptions(tile="off"))).max() <= (1e-5 if x is not None else 1)
+        assert model.notes == ()
 
 
 # --- what is kept ---------------------------------------------------------------------
