@@ -68,9 +68,11 @@ def wrong_text(result: Result) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """Three digits with the unit that suits them."""
+    """At least three digits with the unit that suits them."""
     if not seconds:
         return "0"
+    if seconds >= 999.5:  # `g` would write 1e+03
+        return f"{seconds:.0f} s"
     for unit, factor in (("s", 1.0), ("ms", 1e3)):
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"

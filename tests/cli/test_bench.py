@@ -191,8 +191,8 @@ def test_table_has_every_case_and_doubt() -> None:
 
 
 def test_numbers_in_words() -> None:
-    assert [seconds_text(t) for t in (0, 2e-6, 0.0123, 1.5, 75)] == [
-        "0", "2 µs", "12.3 ms", "1.5 s", "75 s",
+    assert [seconds_text(t) for t in (0, 2e-6, 0.0123, 1.5, 75, 1888.6)] == [
+        "0", "2 µs", "12.3 ms", "1.5 s", "75 s", "1889 s",
     ]  # fmt: skip
     assert number_text(1234567) == "1\u2009234\u2009567"
 
