@@ -223,6 +223,23 @@ def test_a_graph_for_one_shape_gets_larger_tiles(tmp_path: Path, photo: Any) -> 
     assert one.notes == ()
 
 
+def test_a_graph_for_one_shape_takes_all_of_an_image_at_once(tmp_path: Path, photo: Any) -> None:
+    one, opened = shaped(tmp_path)
+    pixels = photo[:300, :400]
+    assert len(one.plan(300, 400, max_memory=31_000_000)) == 1
+    result = one(pixels, max_memory=31_000_000)
+    np.testing.assert_array_equal(result, blurred(pixels[None])[0])
+    assert opened[0].corners == [(1, 2 * HALO + 1, 2 * HALO + 1, 3)]
+    assert one.notes == ()
+
+
+def test_a_corner_that_there_is_no_memory_for_is_not_run(tmp_path: Path) -> None:
+    """With less than the exact halo tiles can be smaller than the piece that proves."""
+    one, _ = shaped(tmp_path)
+    plan = one.plan(300, 400, max_memory=900_000, halo=2)
+    assert plan.tile.pixels * 1000 <= 900_000
+
+
 def test_one_that_fails_gives_way_to_smaller_tiles(tmp_path: Path, photo: Any) -> None:
     one, opened = shaped(tmp_path)
     one.session()

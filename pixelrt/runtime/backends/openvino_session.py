@@ -108,14 +108,14 @@ class OpenVinoSession(Closing):
         shape, name = feeds[self.inputs[0].name].shape, self.outputs[0].name
         if shape in self._asked:
             return self.infer(feeds)
-        source = self._source
         with self._fixing:
-            verified = self._session_for(corner[self.inputs[0].name].shape).run(
-                self.outputs, corner
-            )
-            if source is None:
-                raise BackendError("this session is closed")
+            small = self._session_for(corner[self.inputs[0].name].shape)
+            verified = small.run(self.outputs, corner)
+            del small
             with self._lock:
+                source = self._source
+                if source is None:
+                    raise BackendError("this session is closed")
                 self._session = None
             fixed = source.fixed(shape).open()
             found = fixed.run(self.outputs, feeds)

@@ -33,32 +33,32 @@ def ways_to_run(
 
     usual = plan(session.info.memory_share)
     last = (usual, session.infer)
+    halo = manifest.receptive_field.halo
     if (
         isinstance(session, ShapedSession)
         and session.one_shape_share < session.info.memory_share
         and options.tile == "auto"
+        and halo is not None
     ):
         larger = plan(session.one_shape_share)
-        if larger.work <= WORTH * usual.work:
-            return (larger, _by_one_shape(session, role, larger, manifest)), last
+        grid = max(manifest.image.multiple, manifest.receptive_field.alignment)
+        corner = Size(*(min(side, 2 * halo + grid) for side in astuple(larger.tile)))
+        if larger.work <= WORTH * usual.work and corner.pixels <= usual.tile.pixels:
+            right = Size(
+                *(
+                    read if read == side else read - halo
+                    for read, side in zip(astuple(corner), astuple(larger.tile), strict=True)
+                )
+            )
+            run = _by_one_shape(session, role, corner, right.scaled(manifest.image.scale))
+            return (larger, run), last
     return (last,)
 
 
-def _by_one_shape(
-    session: ShapedSession, role: GraphRole, plan: TilePlan, manifest: Manifest
-) -> Run:
-    """Runs tiles of ``plan`` by a graph for their shape alone, once it was seen to give what the
-    verified one does for the top left of the first tile. Raises ``BackendError`` in that run
-    where it does not."""
-    grid = max(manifest.image.multiple, manifest.receptive_field.alignment)
-    smallest = 2 * plan.halo + grid
-    corner = Size(*(min(side, smallest) for side in astuple(plan.tile)))
-    right = Size(
-        *(
-            read if read == side else read - plan.halo
-            for read, side in zip(astuple(corner), astuple(plan.tile), strict=True)
-        )
-    ).scaled(manifest.image.scale)
+def _by_one_shape(session: ShapedSession, role: GraphRole, corner: Size, right: Size) -> Run:
+    """Runs tiles by a graph for their shape alone, once it was seen to give what the verified
+    one does for the top left ``corner`` of the first: the top left ``right`` of its result has
+    to be the same. Raises ``BackendError`` in that run where it is not."""
 
     def top_left(size: Size) -> tuple[slice, ...]:
         sides = (slice(size.height), slice(size.width))
