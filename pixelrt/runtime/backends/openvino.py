@@ -29,9 +29,9 @@ in bfloat16 0.42, 0.34, 0.32, 0.52, 0.17."""
 
 ONE_SHAPE_SHARES = {"float32": 0.28, "bfloat16": 0.17}
 """The same of networks of tokens, compiled for one shape: memory is laid out before the run and
-used again. Measured for Swin2SR classical and light in float32 0.23 and 0.21 (0.60 and 0.51 for any
-shape), in bfloat16 0.13 and 0.12, 0.14 and 0.13 with the first and last convolution in float32 (0.28
-to 0.38). Networks of convolutions would save little work by larger tiles."""
+used again. Measured for Swin2SR classical and light: in float32 0.23 and 0.21 (0.60 and 0.51 for
+any shape), in bfloat16 0.13 and 0.12, with the first and last convolution in float32 0.14 and 0.13
+(0.28 to 0.38). Networks of convolutions would save little work by larger tiles."""
 
 SourceOf = Callable[[BundledNetwork, Graph, Settings], Source]
 
