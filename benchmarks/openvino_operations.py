@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,8 @@ def counted_rows(source: Source, feeds: dict[str, Any], rounds: int) -> Iterator
     note = f"{settings.precision} and float32" if settings.kept else settings.precision
     facts = {"seconds": sum(each), "seconds of a run": median_run(run)}
     yield OpenVinoRow("operations", "all", facts, note=note)
-    yield from grouped(kernels_of(compiled), each, multiply_adds_of(path, feeds), note)
+    products, sums = products_of(path, feeds)
+    yield from grouped(kernels_of(compiled), each, products, note, sums)
 
 
 def _require_package() -> None:
@@ -94,29 +95,52 @@ def seconds_of(kernel: dict[str, str]) -> float:
     return 0.0 if time == NOT_RUN else int(time) / 1e6
 
 
-def multiply_adds_of(path: Path, feeds: dict[str, Any]) -> dict[str, int]:
+def products_of(path: Path, feeds: dict[str, Any]) -> tuple[dict[str, int], dict[str, str]]:
+    """Multiply-adds of the graph's products, and the addition that is all that uses one of them:
+    a product with its bias bears the name of the addition in OpenVINO."""
     import onnx_ir as ir
 
     from pixelrt.engines.calibrate import measure_shapes
     from pixelrt.engines.flops import multiply_adds
 
     model = ir.external_data.load_to_model(ir.load(path))
-    return multiply_adds(model.graph, measure_shapes(model, feeds))
+    products = multiply_adds(model.graph, measure_shapes(model, feeds))
+    sums = {}
+    for node in model.graph:
+        users = node.outputs[0].consumers()
+        if node.name in products and len(users) == 1 and users[0].op_type == "Add":
+            sums[str(node.name)] = str(users[0].name)
+    return products, sums
 
 
 def grouped(
-    kernels: list[dict[str, str]], seconds: list[float], products: dict[str, int], note: str
+    kernels: list[dict[str, str]],
+    seconds: list[float],
+    products: dict[str, int],
+    note: str,
+    sums: Mapping[str, str] | None = None,
 ) -> Iterator[OpenVinoRow]:
-    """A row for each type and kernel, the longest first."""
-    left = dict(products)
+    """A row for each type and kernel, the longest first.
+
+    ``products``: multiply-adds by node; ``sums``: other names of some of them, for kernels that
+    have not the first.
+    """
+    named = [
+        [name.removesuffix(PRODUCT_ALONE) for name in kernel["originalLayersNames"].split(",")]
+        for kernel in kernels
+    ]
+    known = {name for names in named for name in names}
+    left: dict[str, int] = {}
+    for product, count in products.items():
+        name = product if product in known else (sums or {}).get(product, product)
+        left[name] = left.get(name, 0) + count
     groups: dict[str, dict[str, float]] = {}
-    for kernel, each in zip(kernels, seconds, strict=True):
-        names = kernel["originalLayersNames"].split(",")
-        sums = sum(left.pop(name.removesuffix(PRODUCT_ALONE), 0) for name in names)
-        if kernel["execTimeMcs"] == NOT_RUN and not sums and not each:
+    for kernel, names, each in zip(kernels, named, seconds, strict=True):
+        adds = sum(left.pop(name, 0) for name in names)
+        if kernel["execTimeMcs"] == NOT_RUN and not adds and not each:
             continue
         group = groups.setdefault(f"{kernel['layerType']} {kernel['primitiveType']}", {})
-        for name, value in (("count", 1.0), ("seconds", each), ("multiply-adds", float(sums))):
+        for name, value in (("count", 1.0), ("seconds", each), ("multiply-adds", float(adds))):
             group[name] = group.get(name, 0.0) + value
     fused = [group for name, group in groups.items() if name.startswith(FUSED)]
     if fused and any(left.values()):

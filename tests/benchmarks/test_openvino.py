@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import openvino
 from benchmarks.cases import TINY
-from benchmarks.openvino_operations import grouped, operation_rows
+from benchmarks.openvino_operations import grouped, operation_rows, products_of
 from benchmarks.openvino_parts import shape_rows
 from benchmarks.records import OpenVinoReport, read_record
 from benchmarks.rounding import ROUNDINGS, Rounding, sum_of_terms, with_rounding
@@ -107,6 +107,31 @@ def test_kernels_are_summed_with_their_products() -> None:
     rows = list(grouped(kernels, [1.0] * 6, {"conv": 3, "conv2": 6, "lost": 6}, "float32"))
     sums = {row.name: row.facts["multiply-adds"] for row in rows}
     assert [sums[f"Subgraph {name}"] for name in ("jit", "other", "together")] == [0, 0, 6]
+
+
+def test_a_product_with_its_bias_bears_the_name_of_the_addition() -> None:
+    kernels = [kernel("FullyConnected", "fast", "biased"), kernel("MatMul", "fast", "plain")]
+    kernels += [kernel("Add", "jit", "residual"), kernel("Subgraph", "jit", "softmax")]
+    sums = {"product": "biased", "plain": "residual"}
+    counts = {"product": 6, "plain": 3, "scores": 5}
+    rows = list(grouped(kernels, [1.0] * 4, counts, "float32", sums))
+    found = {row.name.partition(" ")[0]: row.facts["multiply-adds"] for row in rows}
+    assert found == {"FullyConnected": 6, "MatMul": 3, "Add": 0, "Subgraph": 5}
+
+
+def test_additions_that_alone_use_a_product_are_found(tmp_path: Path) -> None:
+    model = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["" : 18]>
+        net (float[2, 2] x, float[2, 2] w) => (float[2, 2] z) {
+            [one] a = MatMul (x, w)
+            [add] b = Add (a, x)
+            [two] c = MatMul (b, w)
+            [sum] d = Add (c, b)
+            [all] z = Mul (c, d)
+        }""")
+    ir.save(model, tmp_path / "net.onnx")
+    feeds = {"x": random(2, 2), "w": random(2, 2)}
+    assert products_of(tmp_path / "net.onnx", feeds) == ({"one": 8, "two": 8}, {"one": "add"})
 
 
 def test_without_the_package_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
