@@ -14,6 +14,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 import onnx_ir as ir
+import pytest
 import torch
 from torch import nn
 
@@ -40,6 +41,18 @@ def sharing(export: Callable[..., ir.Model], made_once: Callable[..., Path]) -> 
         return ir.load(folder / "graph.onnx")
 
     return shared
+
+
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """A list to which each call of ``torch.export.export`` adds whether it is in strict mode."""
+    export, found = torch.export.export, []
+
+    def noted(*arguments: Any, strict: bool = False, **options: Any) -> Any:
+        found.append(strict)
+        return export(*arguments, strict=strict, **options)
+
+    monkeypatch.setattr(torch.export, "export", noted)
+    return found
 
 
 def digest(*things: object) -> str:

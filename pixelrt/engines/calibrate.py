@@ -22,6 +22,7 @@ CHUNK_BYTES = 256 * 1024 * 1024
 """Intermediate values held at once while they are measured."""
 INLINE_BYTES = 1024 * 1024 * 1024
 """Larger graphs go to onnxruntime through files: a protobuf ends at 2 GiB."""
+NO_PACKING = "session.disable_prepacking"
 PERCENTILE_OF = 50_000
 """Percentiles are those of evenly spaced values, about this many."""
 
@@ -136,6 +137,7 @@ def _as_declared(array: Array, kind: str) -> Array:
 
 
 def _session(model: ir.Model) -> ort.InferenceSession:
+    """``model`` may be changed."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     # Shapes are read as soon as they are there, and the values behind them are let go.
@@ -144,8 +146,10 @@ def _session(model: ir.Model) -> ort.InferenceSession:
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
     try:
         if size <= INLINE_BYTES:
+            ir.external_data.load_to_model(model)
             graph = ir.to_proto(model).SerializeToString()
             return ort.InferenceSession(graph, options, providers=providers)
+        options.add_session_config_entry(NO_PACKING, "1")  # a second copy of the weights
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "graph.onnx")
             ir.save(model, path, external_data="weights.bin")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import platform
 import tempfile
@@ -181,6 +182,8 @@ def convert_graph(
             "share": converted.fp16_share,
             "kept": [[one.node, one.op, one.reason] for one in converted.kept],
         }
+    del converted
+    gc.collect()  # graphs are cycles, which hold the weights while TensorRT builds
     return conversion
 
 

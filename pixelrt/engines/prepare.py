@@ -50,10 +50,8 @@ def prepare_graph(
 
 
 def load_graph(bundle: BundledNetwork, graph: Graph) -> ir.Model:
-    """A graph of the bundle with its weights in memory."""
-    model = ir.load(bundle.path(graph.file))
-    ir.external_data.load_to_model(model)
-    return model
+    """A graph of the bundle; its weights are read from its files where they are needed."""
+    return ir.load(bundle.path(graph.file))
 
 
 def feeds_of(bundle: BundledNetwork, graph: Graph) -> list[Feed]:

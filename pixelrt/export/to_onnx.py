@@ -25,6 +25,7 @@ CORE = "core.onnx"
 WEIGHTS = "weights.bin"
 MAX_SIDE = 2**16
 MAX_BATCH = 2**10
+COMPILED = "__compiled_fn"
 CORE_IN, CORE_OUT, IMAGE_IN, IMAGE_OUT = "pixels", "output", "image", "result"
 
 
@@ -71,6 +72,8 @@ def export_module(
             )
     except torch.onnx.errors.OnnxExporterError as exc:
         raise ExportError("PyTorch could not export the network", found=str(exc)[:2000]) from exc
+    finally:
+        _forget_compiled()
     assert program is not None
     model: ir.Model = program.model
     _forget_build_machine(model)
@@ -114,6 +117,17 @@ def _sides(spec: ImageSpec) -> dict[int, object]:
 
 def _scaled(spec: ImageSpec) -> tuple[str, str]:
     return ("H", "W") if spec.scale == 1 else (f"{spec.scale}*H", f"{spec.scale}*W")
+
+
+def _forget_compiled() -> None:
+    """Let go of the weights that Dynamo, which traces what ``torch.export`` cannot trace by
+    itself, keeps: each compiled function stays a global of the module that made it
+    (torch 2.13)."""
+    from torch._dynamo import functional_export
+
+    torch._dynamo.reset()
+    for name in [name for name in vars(functional_export) if name.startswith(COMPILED)]:
+        delattr(functional_export, name)
 
 
 def _forget_build_machine(model: ir.Model) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -10,9 +11,13 @@ import pytest
 import torch
 
 from pixelrt.errors import UsageError
+from pixelrt.export import part as module
+from pixelrt.export.diffusion.parts import unet_part
+from pixelrt.export.to_onnx import export_module
 from tests.diffusion import models
 from tests.diffusion.conftest import Exported, exported, torch_noise
 from tests.diffusion.parity import LATENTS, PROMPT, assert_same, ours, theirs
+from tests.exports import traced
 
 pytestmark = [
     pytest.mark.slow,
@@ -40,6 +45,14 @@ def lcm(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 @pytest.fixture(scope="module")
 def refiner(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return exported(tmp_path_factory.mktemp("refiner"), models.refiner)
+
+
+def test_a_unet_is_traced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers' way of enlarging is traced twice, which takes minutes at full size."""
+    modes = traced(monkeypatch)
+    monkeypatch.setattr(module, "export_module", export_module)  # not that of tests.exports
+    module.export_part(unet_part(models.unet(), [], 8), tmp_path, tmp_path)
+    assert modes == [False]
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.7])

@@ -29,6 +29,7 @@ from pixelrt.pipeline_settings import StyleGan2Settings
 from pixelrt.runtime.backends.onnxruntime import OnnxRuntimeCpu
 from pixelrt.runtime.backends.select import BACKENDS, FRUGAL_BACKENDS, Choice, open_session
 from pixelrt.runtime.networks import Networks
+from tests.exports import traced
 
 KINDS = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 KINDS["bfloat16"] = ir.DataType.BFLOAT16
@@ -53,6 +54,15 @@ class Net(nn.Module):
         y = torch.relu(self.layer(y) + self.table)
         made: Tensor = self.last(y).movedim(-1, 1)
         return made + torch.sin(x[:, :1] * 100)
+
+
+class Looking(Net):
+    """Looks at its sides in a way that only the strict mode of ``torch.export`` traces (2.13)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = x[:, :, ::2, ::2]
+        scale = max(a / b for a, b in zip(x.shape[2:], half.shape[2:], strict=True))
+        return super().forward(x.contiguous() if x.numel() * scale > 2**31 else x)
 
 
 def part(net: nn.Module) -> Part:
@@ -207,12 +217,14 @@ def test_weights_that_do_not_fit_are_named() -> None:
     assert round_weights(net, "bfloat16", "net") == torch.bfloat16
 
 
+@pytest.mark.parametrize(("net", "modes"), [(Net, [False]), (Looking, [False, True])])
 def test_the_weights_are_let_go_before_the_graph_is_checked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    net: type[nn.Module], modes: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two copies of SDXL's UNet would not fit into 24 GB."""
     alive: list[int] = []
     check = module._check
+    strict = traced(monkeypatch)
 
     def look(*arguments: Any) -> Any:
         found = [one for one in gc.get_objects() if type(one) in (Tensor, nn.Parameter)]
@@ -227,5 +239,6 @@ def test_the_weights_are_let_go_before_the_graph_is_checked(
     )  # the real one, not of tests.exports
     for folder in ("graphs", "reference"):
         (tmp_path / folder).mkdir()
-    module.export_part(part(Net()), tmp_path / "graphs", tmp_path / "reference")
+    module.export_part(part(net()), tmp_path / "graphs", tmp_path / "reference")
     assert alive == [0]
+    assert strict == modes

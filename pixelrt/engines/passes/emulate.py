@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from pixelrt.engines.passes.fold_constants import widened
 from pixelrt.engines.passes.formals import MOVES
 
 FLOAT = ir.DataType.FLOAT
@@ -48,8 +49,7 @@ def _widen(value: ir.Value) -> None:
         value.type = ir.TensorType(FLOAT)
         tensor = value.const_value
         if tensor is not None:
-            array = tensor.numpy().astype("float32")
-            value.const_value = ir.Tensor(array, dtype=FLOAT, name=tensor.name)
+            value.const_value = widened(tensor, str(value.name))
 
 
 def _round_input(graph: ir.Graph, first: ir.Node, value: ir.Value) -> None:

@@ -41,8 +41,7 @@ def fold_constants(model: ir.Model, *, max_result: int = MAX_RESULT) -> ir.Model
 def widen_weights(model: ir.Model) -> None:
     """Take out casts of weights in half precision to float32, in place.
 
-    A weight keeps its name, so that the graph is that of the same network stored in float32. It
-    becomes float32 each time it is read, so that not all of them are held so at once.
+    A weight keeps its name, so that the graph is that of the same network stored in float32.
     """
     for node in list(model.graph):
         source = node.inputs[0] if node.op_type == "Cast" and not node.domain else None
@@ -55,9 +54,8 @@ def widen_weights(model: ir.Model) -> None:
             continue
         alone = len(list(source.uses())) == 1 and not source.is_graph_output()
         name, shape = str(source.name if alone else result.name), ir.Shape(tensor.shape)
-        make = partial(_widened, tensor, name)
-        wide = ir.LazyTensor(make, dtype=ir.DataType.FLOAT, shape=shape, name=name)
         kind = ir.TensorType(ir.DataType.FLOAT)
+        wide = widened(tensor, name)
         value = ir.Value(name=name, type=kind, shape=shape, const_value=wide)
         for user, at in list(result.uses()):
             user.replace_input_with(at, value)
@@ -65,6 +63,14 @@ def widen_weights(model: ir.Model) -> None:
         if alone:
             del model.graph.initializers[name]
         model.graph.register_initializer(value)
+
+
+def widened(tensor: ir.TensorProtocol, name: str) -> ir.LazyTensor:
+    """``tensor`` in float32. It becomes that each time it is read, so that not all weights of a
+    graph are held so at once."""
+    shape = ir.Shape(tensor.shape)
+    make = partial(_widened, tensor, name)
+    return ir.LazyTensor(make, dtype=ir.DataType.FLOAT, shape=shape, name=name)
 
 
 def _widened(tensor: ir.TensorProtocol, name: str) -> ir.Tensor:

@@ -8,6 +8,7 @@ decision (``keep``); the pass adds only what cannot be otherwise (``fixed_nodes`
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -204,9 +205,14 @@ class _Conversion:
 
     def _make_weight(self, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
         assert value.const_value is not None
-        tensor = rounded(value.const_value, dtype, name)
+        # Rounded each time it is read, so that not all of them are held so at once.
+        make = partial(rounded, value.const_value, dtype, name)
+        shape = ir.Shape(value.const_value.shape)
         weight = ir.Value(
-            name=name, shape=value.shape, type=ir.TensorType(dtype), const_value=tensor
+            name=name,
+            shape=shape,
+            type=ir.TensorType(dtype),
+            const_value=ir.LazyTensor(make, dtype=dtype, shape=shape, name=name),
         )
         self.graph.register_initializer(weight)
         return weight

@@ -62,6 +62,7 @@ class UNet(nn.Module):
         # A side that does not halve evenly is brought back to its size on the way up. diffusers
         # looks at the sides to see whether it has to; a graph for all sizes always does it.
         model.num_upsamplers = NEVER_DIVIDES
+        _enlarge_plainly(model)
         self.model = model
         self.controls = nn.ModuleList(controls)
         self.extra = extra
@@ -112,6 +113,35 @@ class UNet(nn.Module):
                 down = [a + b for a, b in zip(down, parts, strict=True)]
                 mid = mid + middle
         return down, mid
+
+
+class Enlarge(nn.Module):
+    """diffusers' ``Upsample2D``, nearest: twice as large or as large as it is told, then its
+    convolution. diffusers first looks at how large the result is, for kernels of PyTorch that fail
+    on many pixels; from such looks ``torch.export`` makes conditions that it cannot trace, and
+    starts again in its strict mode, which takes twice the time."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.conv = model.conv if model.use_conv else nn.Identity()
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        scale = 2.0 if size is None else None
+        y: Tensor = self.conv(functional.interpolate(x, size, scale, "nearest"))
+        return y
+
+
+def _enlarge_plainly(model: nn.Module) -> None:
+    from diffusers.models.upsampling import Upsample2D
+
+    def plain(one: Any) -> bool:
+        usual = one.name == "conv" and one.norm is None and not one.use_conv_transpose
+        return bool(usual and one.interpolate)
+
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is Upsample2D and plain(child):
+                setattr(module, name, Enlarge(child))
 
 
 class KResample(nn.Module):
