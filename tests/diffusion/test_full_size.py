@@ -1,6 +1,6 @@
 """Networks of Stable Diffusion 1.5 at full size with random weights, exported and built in float16.
 
-Asked for by ``-m full_size`` alone: together they take about ten minutes, 11 GB of memory and 15 GB
+Asked for by ``-m full_size`` alone: together they take about ten minutes, 12 GB of memory and 15 GB
 of disk on two cores.
 """
 
