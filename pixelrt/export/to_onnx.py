@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,11 +124,12 @@ def _forget_compiled() -> None:
     """Let go of the weights that Dynamo, which traces what ``torch.export`` cannot trace by
     itself, keeps: each compiled function stays a global of the module that made it
     (torch 2.13)."""
-    from torch._dynamo import functional_export
-
+    maker = sys.modules.get("torch._dynamo.functional_export")
+    if maker is None:
+        return
     torch._dynamo.reset()
-    for name in [name for name in vars(functional_export) if name.startswith(COMPILED)]:
-        delattr(functional_export, name)
+    for name in [name for name in vars(maker) if name.startswith(COMPILED)]:
+        delattr(maker, name)
 
 
 def _forget_build_machine(model: ir.Model) -> None:
