@@ -103,7 +103,7 @@ def products_of(path: Path, feeds: dict[str, Any]) -> tuple[dict[str, int], dict
     from pixelrt.engines.calibrate import measure_shapes
     from pixelrt.engines.flops import multiply_adds
 
-    model = ir.external_data.load_to_model(ir.load(path))
+    model = ir.load(path)
     products = multiply_adds(model.graph, measure_shapes(model, feeds))
     sums = {}
     for node in model.graph:

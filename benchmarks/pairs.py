@@ -202,7 +202,7 @@ def count_multiply_adds(bundle: Path, size: Size) -> int:
     opened = open_bundle(bundle)
     spec, graph = opened.manifest.image, opened.component.graph("core")
     padded = grid_size(size, spec)
-    model = ir.external_data.load_to_model(ir.load(opened.path(graph.file)))
+    model = ir.load(opened.path(graph.file))
     feed = np.zeros((1, spec.channels_in, padded.height, padded.width), np.float32)
     shapes = measure_shapes(model, {graph.inputs[0].name: feed})
     return sum(multiply_adds(model.graph, shapes).values())

@@ -18,6 +18,9 @@ import pytest
 import torch
 from torch import nn
 
+from pixelrt.export import part
+from pixelrt.export.to_onnx import export_module
+
 PLACES = {"_name_or_path", "name_or_path", "_use_default_values", "_diffusers_version"}
 """Entries of a configuration that say where it came from."""
 
@@ -44,7 +47,8 @@ def sharing(export: Callable[..., ir.Model], made_once: Callable[..., Path]) -> 
 
 
 def traced(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """A list to which each call of ``torch.export.export`` adds whether it is in strict mode."""
+    """A list to which each call of ``torch.export.export`` adds whether it is in strict mode; no
+    graph that this run has is taken from there."""
     export, found = torch.export.export, []
 
     def noted(*arguments: Any, strict: bool = False, **options: Any) -> Any:
@@ -52,6 +56,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         return export(*arguments, strict=strict, **options)
 
     monkeypatch.setattr(torch.export, "export", noted)
+    monkeypatch.setattr(part, "export_module", export_module)
     return found
 
 

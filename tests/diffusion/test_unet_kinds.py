@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from pixelrt.errors import UsageError
-from pixelrt.export import part as module
 from pixelrt.export.diffusion.parts import unet_part
-from pixelrt.export.to_onnx import export_module
+from pixelrt.export.part import export_part
 from tests.diffusion import models
 from tests.diffusion.conftest import Exported, exported, torch_noise
 from tests.diffusion.parity import LATENTS, PROMPT, assert_same, ours, theirs
@@ -50,8 +49,7 @@ def refiner(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 def test_a_unet_is_traced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """diffusers' way of enlarging is traced twice, which takes minutes at full size."""
     modes = traced(monkeypatch)
-    monkeypatch.setattr(module, "export_module", export_module)  # not that of tests.exports
-    module.export_part(unet_part(models.unet(), [], 8), tmp_path, tmp_path)
+    export_part(unet_part(models.unet(), [], 8), tmp_path, tmp_path)
     assert modes == [False]
 
 

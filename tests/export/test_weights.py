@@ -21,7 +21,6 @@ from pixelrt.errors import ExportError
 from pixelrt.export import part as module
 from pixelrt.export.assemble import Plan, assemble
 from pixelrt.export.part import Axis, Part, noise
-from pixelrt.export.to_onnx import export_module
 from pixelrt.export.weights import Weights, round_weights
 from pixelrt.manifest import Source
 from pixelrt.pipeline_bundle import PipelineBundle, open_pipeline
@@ -234,9 +233,6 @@ def test_the_weights_are_let_go_before_the_graph_is_checked(
         return check(*arguments)
 
     monkeypatch.setattr(module, "_check", look)
-    monkeypatch.setattr(
-        module, "export_module", export_module
-    )  # the real one, not of tests.exports
     for folder in ("graphs", "reference"):
         (tmp_path / folder).mkdir()
     module.export_part(part(net()), tmp_path / "graphs", tmp_path / "reference")

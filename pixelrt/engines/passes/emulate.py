@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from pixelrt.engines.passes.fold_constants import widened
 from pixelrt.engines.passes.formals import MOVES
+from pixelrt.engines.passes.weights import retyped
 
 FLOAT = ir.DataType.FLOAT
 LOWS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -49,7 +49,7 @@ def _widen(value: ir.Value) -> None:
         value.type = ir.TensorType(FLOAT)
         tensor = value.const_value
         if tensor is not None:
-            value.const_value = widened(tensor, str(value.name))
+            value.const_value = retyped(tensor, FLOAT, str(value.name))
 
 
 def _round_input(graph: ir.Graph, first: ir.Node, value: ir.Value) -> None:

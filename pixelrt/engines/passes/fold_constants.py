@@ -6,14 +6,12 @@ same in every run, and a large share of the nodes. onnxscript's folding does the
 
 from __future__ import annotations
 
-from functools import partial
-
-import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript.optimizer import fold_constants as fold
 
 from pixelrt.engines.passes.clean import unused_removed
+from pixelrt.engines.passes.weights import retyped
 
 MAX_RESULT = 2**22
 """Numbers in the largest tensor that may be stored (16 MiB in float32)."""
@@ -55,7 +53,7 @@ def widen_weights(model: ir.Model) -> None:
         alone = len(list(source.uses())) == 1 and not source.is_graph_output()
         name, shape = str(source.name if alone else result.name), ir.Shape(tensor.shape)
         kind = ir.TensorType(ir.DataType.FLOAT)
-        wide = widened(tensor, name)
+        wide = retyped(tensor, ir.DataType.FLOAT, name)
         value = ir.Value(name=name, type=kind, shape=shape, const_value=wide)
         for user, at in list(result.uses()):
             user.replace_input_with(at, value)
@@ -63,15 +61,3 @@ def widen_weights(model: ir.Model) -> None:
         if alone:
             del model.graph.initializers[name]
         model.graph.register_initializer(value)
-
-
-def widened(tensor: ir.TensorProtocol, name: str) -> ir.LazyTensor:
-    """``tensor`` in float32. It becomes that each time it is read, so that not all weights of a
-    graph are held so at once."""
-    shape = ir.Shape(tensor.shape)
-    make = partial(_widened, tensor, name)
-    return ir.LazyTensor(make, dtype=ir.DataType.FLOAT, shape=shape, name=name)
-
-
-def _widened(tensor: ir.TensorProtocol, name: str) -> ir.Tensor:
-    return ir.Tensor(tensor.numpy().astype(np.float32), name=name)

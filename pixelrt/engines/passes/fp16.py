@@ -8,10 +8,8 @@ decision (``keep``); the pass adds only what cannot be otherwise (``fixed_nodes`
 from __future__ import annotations
 
 from collections.abc import Collection
-from functools import partial
 from typing import Literal
 
-import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
@@ -23,6 +21,7 @@ from pixelrt.engines.passes.formals import (
     is_cast_to,
     lowered,
 )
+from pixelrt.engines.passes.weights import retyped, rounded
 
 Low = Literal["float16", "bfloat16"]
 Io = Literal["keep", "low"]
@@ -205,14 +204,9 @@ class _Conversion:
 
     def _make_weight(self, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
         assert value.const_value is not None
-        # Rounded each time it is read, so that not all of them are held so at once.
-        make = partial(rounded, value.const_value, dtype, name)
-        shape = ir.Shape(value.const_value.shape)
+        tensor = retyped(value.const_value, dtype, name)
         weight = ir.Value(
-            name=name,
-            shape=shape,
-            type=ir.TensorType(dtype),
-            const_value=ir.LazyTensor(make, dtype=dtype, shape=shape, name=name),
+            name=name, shape=value.shape, type=ir.TensorType(dtype), const_value=tensor
         )
         self.graph.register_initializer(weight)
         return weight
@@ -235,12 +229,6 @@ class _Conversion:
             number, candidate = number + 1, f"{name}_{number}"
         self.names.add(candidate)
         return candidate
-
-
-def rounded(tensor: ir.TensorProtocol, dtype: ir.DataType, name: str | None) -> ir.Tensor:
-    """``tensor`` in ``dtype``, to nearest; what is beyond its range becomes infinite."""
-    with np.errstate(over="ignore"):
-        return ir.Tensor(tensor.numpy().astype(dtype.numpy()), dtype=dtype, name=name)
 
 
 def _short(dtype: ir.DataType | None) -> str:
